@@ -1,0 +1,239 @@
+"""History import: what the source holds already, once, into an empty log, in the order of its times.
+
+A slot is created first and exports its snapshot; both tables are copied as that snapshot sees them, and streaming starts
+at the slot's consistent point, so no change is missed and none comes twice. Everything enters the log in one
+transaction: an interrupted import leaves nothing but its slot, which the next attempt replaces, and learners see nothing
+before it is complete. Labels enter at their own time, after every event that happened before; they are honest about
+their delay.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+
+from headrace.definition.stream import Stream
+from headrace.errors import SourceError
+from headrace.events import LogColumn, micros
+from headrace.flow.admit import Admission
+from headrace.flow.copybinary import unpack_chunk
+from headrace.flow.gate import Rows
+from headrace.flow.join import Counts, Join
+from headrace.store import db, log, source
+from headrace.store.leases import Lease
+from headrace.store.queries import all_queries
+
+TICK = 60_000_000  # stream time that one commit of history spans at most: the watermark's grain, in microseconds
+_CHUNK = 50_000  # rows of a table at a time
+
+Progress = Callable[[str, int, int], None]  # phase, rows done, rows in all
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a history import brought."""
+
+    events: int
+    labels: int
+    quarantined: int
+    held: int
+
+
+def import_history(
+    conn: Connection, dsn: str, stream: Stream, columns: Sequence[LogColumn], lease: Lease, progress: Progress
+) -> Imported:
+    """Import a stream's history and set its position; the log must be empty.
+
+    Parameters
+    ----------
+    conn
+        The platform's database, as role headrace_intake.
+    dsn
+        The source.
+    lease
+        The intake's role on `conn`.
+
+    Raises
+    ------
+    SourceError
+        When the publication is missing, or the slot cannot be created.
+    """
+    with closing(db.connect(dsn, application="headrace import", autocommit=True)) as origin:
+        problems = [f for f in source.check_publication(origin, stream) if not f.ok]
+        if problems:
+            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
+        source.drop_slot(origin, stream.slot)  # of an import that was interrupted
+    with tempfile.TemporaryDirectory(prefix="headrace-import-") as folder:
+        with source.replication(dsn) as cursor:
+            system = source.system(cursor)
+            lsn, snapshot = source.create_slot(dsn, cursor, stream.slot)
+            spools, total = _spool(dsn, stream, snapshot, Path(folder), progress)
+        imported = _load(conn, stream, columns, lease, spools, total, system, lsn, progress)
+    return imported
+
+
+def _spool(
+    dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progress
+) -> tuple[list[_Spool], int]:
+    """Copy both tables, as the snapshot sees them, into files in order of time and key; gives their number of rows."""
+    spools, total = [], 0
+    tables = (
+        (stream.source.table, stream.source.event_time, stream.source.key),
+        (stream.label.table, stream.label.label_time, stream.label.key),
+    )
+    with closing(db.connect(dsn, application="headrace import")) as origin, origin.cursor() as cursor:
+        origin.set_session(isolation_level="REPEATABLE READ", readonly=True)
+        cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        for table, time, key in tables:
+            name, columns = source.identifiers(table), source.needed_columns(stream)[table]
+            cursor.execute(sql.SQL(all_queries()["source_count"]).format(table=name))
+            row = cursor.fetchone()
+            count = int(row[0]) if row else 0
+            total += count
+            progress(f"copying {count:,} rows of {table}", 0, count)
+            path = folder / f"{table}.copy"
+            text = sql.SQL(all_queries()["source_rows"]).format(
+                columns=source.columns_text(columns), table=name, time=sql.Identifier(time), key=sql.Identifier(key)
+            )
+            with path.open("wb") as file:
+                cursor.copy_expert(text, file)
+            types = source.column_types(origin, table)
+            spools.append(_Spool(path, {c: (i, types[c][0]) for i, c in enumerate(columns)}, time))
+    return spools, total
+
+
+class _Spool:
+    """One table's rows from its file, a chunk at a time."""
+
+    def __init__(self, path: Path, columns: dict[str, tuple[int, int]], time: str) -> None:
+        self._buffer = np.memmap(path, dtype=np.uint8, mode="r")
+        self._columns, self._time = columns, time
+        self._size, self._next = _CHUNK, 0  # rows to read at a time; first row of the chunk that was not taken yet
+        self._read(0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the chunk reaches to the end of the table."""
+        return self._end >= self._buffer.size
+
+    def _read(self, offset: int) -> None:
+        cells, self._end = unpack_chunk(self._buffer, tuple(self._columns), offset=offset, max_rows=self._size)
+        self._rows, self._next = Rows(cells, self._columns), 0
+        time = self._rows[self._time]
+        self.times = np.where(time.null, np.iinfo(np.int64).max, time.values)
+
+    def fill(self) -> None:
+        """Read on from the first row that was not taken; further than before when none was."""
+        if self._next == 0:
+            self._size *= 2
+        left = self._next < len(self.times)
+        # A row starts with its number of fields (2 bytes) and the first field's length (4 bytes).
+        self._read(int(self._rows.cells.start[0, self._next]) - 6 if left else self._end)
+
+    def take(self, limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
+        """Rows up to (not including) a time, all of them when None, with their times."""
+        end = len(self.times) if limit is None else int(np.searchsorted(self.times, limit, side="left"))
+        index = np.arange(self._next, max(end, self._next))
+        self._next = max(end, self._next)
+        return Rows(self._rows.cells.take(index), self._columns), self.times[index]
+
+
+_Stretch = tuple[Rows, NDArray[np.int64]]
+
+
+def _stretches(events: _Spool, labels: _Spool) -> Iterator[tuple[_Stretch, _Stretch]]:
+    """Rows of both tables that lie between two times, merged in order; cut between ticks only."""
+    while True:
+        open_ends = [int(s.times[-1]) // TICK * TICK for s in (events, labels) if not s.ended and len(s.times)]
+        limit = min(open_ends, default=None)
+        yield events.take(limit), labels.take(limit)
+        if limit is None:
+            return
+        for spool in (events, labels):
+            if not spool.ended and int(spool.times[-1]) // TICK * TICK == limit:
+                spool.fill()
+
+
+def _load(
+    conn: Connection,
+    stream: Stream,
+    columns: Sequence[LogColumn],
+    lease: Lease,
+    spools: list[_Spool],
+    total: int,
+    system: source.System,
+    lsn: str,
+    progress: Progress,
+) -> Imported:
+    """Merge, gate, join and append; one transaction."""
+    now, done = datetime.now(UTC), 0
+    join, sums = new_join(stream), Counts()
+    appender = log.Appender(stream.name, stream.hash(), columns)
+    with db.transaction(conn):
+        lease.check(conn)
+        for events, labels in _stretches(*spools):
+            counts = _append(conn, appender, join, Admission(stream, columns), events, labels, lsn, now)
+            sums = Counts(*(a + b for a, b in zip(astuple(sums), astuple(counts), strict=True)))
+            done += counts.received
+            progress("writing the log", done, total)
+        log.move(
+            conn,
+            stream.name,
+            join,
+            slot=stream.slot,
+            system_identifier=system.identifier,
+            timeline=system.timeline,
+            lsn=lsn,
+            commit_time=now,
+            received_at=now,
+        )
+        db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
+    return Imported(sums.events, sums.labels, sums.quarantined, sums.held)
+
+
+def _append(
+    conn: Connection,
+    appender: log.Appender,
+    join: Join,
+    admission: Admission,
+    events: _Stretch,
+    labels: _Stretch,
+    lsn: str,
+    now: datetime,
+) -> Counts:
+    """One stretch into the log."""
+    times = np.concatenate([events[1], labels[1]])
+    split = len(events[1])
+    # Order: time, event before label, key; both tables come in order of time and key.
+    rank = np.empty(len(times), dtype=np.int64)
+    rank[np.argsort(times, kind="stable")] = np.arange(len(times))
+    ticks, commit = np.unique(times // TICK, return_inverse=True)
+    commit_time = np.full(len(times), micros(now))
+    admission.events(events[0], rank[:split], commit[:split], commit_time[:split])
+    admission.labels(labels[0], rank[split:], commit[split:], commit_time[split:])
+    chunk = admission.chunk(np.full(len(ticks), -(2**63)))
+    unknown = {key: admission.key_text[key] for key in join.unknown_keys(chunk)}
+    joined = join.run(chunk, appender.past(conn, unknown))
+    commits = log.Commits([lsn] * len(ticks), [now] * len(ticks))
+    appender.append(conn, joined, admission, commits, "history")
+    return joined.counts
+
+
+def new_join(stream: Stream) -> Join:
+    """A join as the stream's definition asks for."""
+    policy, label = stream.policy, stream.label
+    return Join(
+        window=int(label.window.total_seconds() * 1e6),
+        negative=label.if_missing == "negative",
+        epoch_labels=policy.epoch_labels,
+        epoch_time=int(policy.epoch_time.total_seconds() * 1e6),
+    )

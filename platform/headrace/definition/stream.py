@@ -1,0 +1,250 @@
+"""A stream: one prediction problem, defined in one Python file.
+
+The dataclasses only hold what the user wrote. `problems` lists every mistake in it at once; `headrace.definition.load`
+refuses a definition that has any. What must be checked against a live database is `headrace doctor`'s work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from headrace.definition.columns import Expression
+from headrace.definition.expect import Expectation
+from headrace.definition.features import Feature
+from headrace.definition.recipes import Recipe
+
+#: Names that the log gives to its own columns.
+RESERVED_COLUMNS = frozenset({"seq", "key", "event_time", "y", "kind", "label_time", "label_seq", "watermark", "rejected"})
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_RESERVED_STREAMS = ("headrace", "metrics", "public", "information_schema", "airflow")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where events come from."""
+
+    conn_id: str  # resolved to a DSN, see docs/settings.md
+    table: str  # schema.table
+    key: str  # primary key of an event
+    event_time: str  # timestamptz: when the prediction is needed
+    max_ahead: timedelta = timedelta(hours=24)  # a row whose time lies further beyond its commit is quarantined
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is to be predicted, and when it is known."""
+
+    value: Expression
+    label_time: str  # timestamptz: when the label became known
+    window: timedelta  # how long to wait for a label, in stream time, after its event
+    if_missing: Literal["negative", "drop"]  # what no label within the window means
+    table: str  # schema.table that holds the labels
+    key: str  # its column that names the event
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How champions are compared and replaced."""
+
+    compare_every: timedelta = timedelta(hours=1)
+    season: timedelta = timedelta(days=1)  # the cycle that evidence must see twice
+    min_gain: float = 0.005  # relative gain in log loss that a challenger must prove
+    challenger_slots: int = 2  # challengers at a time; fixed in advance, since the evidence needed depends on it
+    epoch_labels: int = 500  # labels of an epoch at most
+    epoch_time: timedelta = timedelta(days=1)  # stream time of an epoch at most
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One prediction problem."""
+
+    name: str
+    source: Source
+    label: Label
+    features: Sequence[Feature]
+    champion: Recipe
+    contract: Sequence[Expectation] = ()
+    challengers: Sequence[Recipe] = ()
+    slices: Sequence[str] = ()  # category columns whose values get metrics of their own
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def slot(self) -> str:
+        """Name of its replication slot at the source."""
+        return f"headrace_{self.name}"
+
+    @property
+    def publication(self) -> str:
+        """Name of its publication at the source."""
+        return f"headrace_{self.name}"
+
+    def columns(self) -> tuple[str, ...]:
+        """Source columns that the log keeps beside key and event time, in order of first mention."""
+        fixed = (self.source.key, self.source.event_time)
+        mentioned = [c for f in self.features for c in f.columns] + [c for e in self.contract for c in e.columns]
+        return tuple(dict.fromkeys(c for c in mentioned if c not in fixed))
+
+    def log_column(self, column: str) -> str:
+        """The log's name of a source column: key and event time have fixed names there."""
+        return {self.source.key: "key", self.source.event_time: "event_time"}.get(column, column)
+
+    def recipes(self) -> tuple[Recipe, ...]:
+        """The champion's recipe, then the challengers'."""
+        return (self.champion, *self.challengers)
+
+    def recipe(self, name: str) -> Recipe | None:
+        """The recipe of this name, if it is among them."""
+        return next((r for r in self.recipes() if r.name == name), None)
+
+    def feature_columns(self, kind: str) -> tuple[str, ...]:
+        """Source columns named by features of one kind, without repeats."""
+        return tuple(dict.fromkeys(c for f in self.features if f.kind == kind for c in f.columns))
+
+    def as_json(self) -> dict[str, Any]:
+        """The definition as JSON values: what is hashed, stored and shown."""
+        seconds = timedelta.total_seconds
+        return {
+            "name": self.name,
+            "source": {**vars(self.source), "max_ahead": seconds(self.source.max_ahead)},
+            "label": {**vars(self.label), "value": str(self.label.value), "window": seconds(self.label.window)},
+            "features": [[f.kind, *f.columns] for f in self.features],
+            "contract": [e.name for e in self.contract],
+            "champion": self.champion.config(),
+            "challengers": [r.config() for r in self.challengers],
+            "slices": list(self.slices),
+            "policy": {k: seconds(v) if isinstance(v, timedelta) else v for k, v in vars(self.policy).items()},
+        }
+
+    def hash(self) -> str:
+        """Hash of what the log depends on: source, label, features, contract, slices and epochs, not the recipes."""
+        log = {k: v for k, v in self.as_json().items() if k not in ("champion", "challengers", "policy")}
+        log["epochs"] = [self.policy.epoch_labels, self.policy.epoch_time.total_seconds()]
+        return hashlib.sha256(json.dumps(log, sort_keys=True).encode()).hexdigest()[:16]
+
+    def problems(self) -> list[str]:
+        """Every mistake that can be seen without a database, one sentence each; empty when there is none."""
+        return [*_names(self), *_label(self), *_features(self), *_contract(self), *_recipes(self), *_policy(self)]
+
+
+def _names(stream: Stream) -> Iterator[str]:
+    if not _NAME.fullmatch(stream.name) or stream.name in _RESERVED_STREAMS:
+        yield (
+            f"name: found {stream.name!r}, expected lower-case letters, digits and underscores, starting with a letter, "
+            f"at most 41 of them, and none of {', '.join(_RESERVED_STREAMS)}"
+        )
+    for where, table in (("source.table", stream.source.table), ("label.table", stream.label.table)):
+        if not table or table.count(".") != 1 or not all(table.split(".")):
+            yield f"{where}: found {table!r}, expected schema.table"
+    if stream.label.table == stream.source.table:
+        yield f"label.table: found {stream.label.table!r}, the events' own table; expected a table of its own for the labels"
+    for where, value in (("key", stream.source.key), ("event_time", stream.source.event_time)):
+        if not value:
+            yield f"source.{where}: found nothing, expected the name of a column"
+    if not stream.source.conn_id:
+        yield "source.conn_id: found nothing, expected the name of a connection"
+    for column in stream.columns():
+        if column in RESERVED_COLUMNS:
+            yield f"column {column!r}: the log uses this name for its own; rename the column, or publish it through a view"
+
+
+def _label(stream: Stream) -> Iterator[str]:
+    label = stream.label
+    if not isinstance(label.value, Expression):
+        yield f'label.value: found {label.value!r}, expected an expression such as col("arr_delay") > 15'
+    elif label.value.operator in (">", ">=", "<", "<=") and not isinstance(label.value.constant, float | int):
+        yield f"label.value: found {label.value}, expected a number beside {label.value.operator}"
+    if label.window <= timedelta(0):
+        yield f"label.window: found {label.window}, expected a positive time"
+    if label.if_missing not in ("negative", "drop"):
+        yield f"label.if_missing: found {label.if_missing!r}, expected 'negative' or 'drop'"
+    if not label.label_time:
+        yield "label.label_time: found nothing, expected the column that says when the label became known"
+    if not label.key:
+        yield "label.key: found nothing, expected the label table's column that names the event"
+
+
+def _features(stream: Stream) -> Iterator[str]:
+    if not stream.features:
+        yield "features: found none, expected at least one"
+    names = [name for feature in stream.features for name in feature.names()]
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield f"features: {name!r} is declared {count} times, expected once"
+    categories = set(stream.feature_columns("category"))
+    for feature in stream.features:
+        if not feature.columns:
+            yield f"features: {feature.kind}() names no column"
+        if feature.kind == "cross" and len(feature.columns) < 2:
+            yield f"features: cross{feature.columns!r} needs at least two columns"
+        if feature.kind in ("cross", "target_mean"):
+            for column in feature.columns:
+                if column not in categories:
+                    yield f"features: {feature.kind}({column!r}) needs category({column!r}), which is not declared"
+    if stream.label.value.column in stream.columns() and stream.label.table == stream.source.table:
+        yield f"features: {stream.label.value.column!r} is the label: it would leak"
+    for column in stream.slices:
+        if column not in categories:
+            yield f"slices: {column!r} is not a declared category"
+
+
+def _contract(stream: Stream) -> Iterator[str]:
+    numbers = set(stream.feature_columns("number"))
+    for expectation in stream.contract:
+        low, high = expectation.params.get("minimum"), expectation.params.get("maximum")
+        if low is not None and high is not None and low > high:
+            yield f"contract: {expectation.name} has its minimum above its maximum"
+        if expectation.kind == "label_rate" and not all(0 <= rate <= 1 for rate in expectation.params.values()):
+            yield f"contract: {expectation.name}: expected rates between 0 and 1"
+        if expectation.kind == "regex":
+            try:
+                re.compile(expectation.params["pattern"])
+            except re.error as error:
+                yield f"contract: {expectation.name}: not a regular expression: {error}"
+            if expectation.columns[0] in numbers:
+                yield f"contract: {expectation.name} is for texts, {expectation.columns[0]!r} is a number"
+        if expectation.kind in ("in_set", "not_in_set") and not expectation.params["values"]:
+            yield f"contract: {expectation.name} has no values"
+    for name, count in Counter(e.name for e in stream.contract).items():
+        if count > 1:
+            yield f"contract: {name} is declared {count} times, expected once"
+
+
+def _recipes(stream: Stream) -> Iterator[str]:
+    for name, count in Counter(r.name for r in stream.recipes()).items():
+        if count > 1:
+            yield f"recipes: {count} are named {name!r}; give each a name of its own with name=..."
+    if stream.champion.bootstraps:
+        yield (
+            f"champion: {stream.champion.name!r} must be trained before it can serve; expected a recipe that learns from "
+            "the first event, such as recipes.river(...), with this one among the challengers"
+        )
+    for recipe in stream.recipes():
+        if recipe.target_means and not stream.feature_columns("target_mean"):
+            yield f"recipes: {recipe.name!r} uses target means, but features declare no target_mean(...)"
+        try:
+            json.dumps(recipe.params)
+        except TypeError as error:
+            yield f"recipes: {recipe.name!r} has a parameter that is not a JSON value: {error}"
+
+
+def _policy(stream: Stream) -> Iterator[str]:
+    policy = stream.policy
+    if not 0 <= policy.min_gain < 1:
+        yield f"policy.min_gain: found {policy.min_gain}, expected a share between 0 and 1, such as 0.005"
+    if policy.challenger_slots < max(1, len(stream.challengers)):
+        yield (
+            f"policy.challenger_slots: found {policy.challenger_slots} for {len(stream.challengers)} challengers, "
+            "expected at least one slot for each"
+        )
+    if policy.epoch_labels < 10:
+        yield f"policy.epoch_labels: found {policy.epoch_labels}, expected at least 10"
+    for name in ("compare_every", "season", "epoch_time"):
+        if getattr(policy, name) <= timedelta(0):
+            yield f"policy.{name}: found {getattr(policy, name)}, expected a positive time"

@@ -1,0 +1,67 @@
+"""Every error that headrace raises on purpose, under one root.
+
+A message names what was found, what was expected and what to do next; the command line prints it as one line and exits
+with the class's `exit_code`. Anything that is not a `HeadraceError` is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """The root of all errors that headrace raises on purpose."""
+
+    exit_code = 1
+
+
+class DefinitionError(HeadraceError):
+    """A stream definition has mistakes; the message lists every one of them."""
+
+    exit_code = 2
+
+
+class SettingsError(HeadraceError):
+    """A setting from the environment is missing or wrong."""
+
+    exit_code = 2
+
+
+class ServerError(HeadraceError):
+    """A database server cannot be reached, started or used as headrace needs it."""
+
+    exit_code = 3
+
+
+class SourceError(ServerError):
+    """The source database is not ready: a privilege, setting, table, column or replica identity is missing."""
+
+
+class SlotError(SourceError):
+    """The replication slot is in use, lost, or does not fit the stored position."""
+
+
+class DecodeError(HeadraceError):
+    """The change stream holds something that headrace cannot decode; nothing is skipped."""
+
+
+class LeaseError(HeadraceError):
+    """Another process holds the role, or took it over while this one worked."""
+
+    exit_code = 4
+
+
+class ModelError(HeadraceError):
+    """A model breaks its contract or cannot be trained, saved or loaded."""
+
+
+class SnapshotError(ModelError):
+    """A stored state is damaged, unsigned, or holds a class that may not be loaded."""
+
+
+class BatchError(HeadraceError):
+    """A bootstrap, comparison, promotion or rollback cannot go on."""
+
+
+class InvariantError(HeadraceError):
+    """An audit found a broken invariant; the message names it."""
+
+    exit_code = 5

@@ -1,0 +1,336 @@
+"""COPY BINARY, both ways, in columns.
+
+`unpack` and `unpack_chunk` find the fields in what COPY TO gave; `encode` and `pack` make what COPY FROM takes, from
+numpy arrays and from fields of any other buffer, copied as they are (a binary field of the change stream is a COPY
+BINARY field of the same type). Guarantees: a damaged payload raises `DecodeError` and nothing outside the buffer is read
+or written. It does not talk to a server.
+
+Format: PostgreSQL documentation, COPY, "Binary Format".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import DecodeError
+from headrace.flow.pgtypes import (
+    BOOL,
+    FLOAT4,
+    FLOAT8,
+    INT2,
+    INT4,
+    INT8,
+    NEGATIVE_INFINITY,
+    POSITIVE_INFINITY,
+    POSTGRES_EPOCH,
+    SUPPORTED,
+    TIMESTAMP,
+    TIMESTAMPTZ,
+)
+from headrace.flow.wire import NULL, Cells, Fields, as_bytes, int16, int32, kernel, without_value
+
+SIGNATURE = b"PGCOPY\n\xff\r\n\0"
+HEADER = SIGNATURE + bytes(8)  # no flags, no extension
+TRAILER = b"\xff\xff"
+
+_END, _MORE, _SHORT, _WIDTH, _LONG = 0, 1, 2, 3, 4
+_REASONS = {
+    _SHORT: "the data ends in the middle of a row",
+    _WIDTH: "a row with another number of columns",
+    _LONG: "bytes left over after the trailer",
+}
+
+
+@kernel
+def _walk(buffer: Any, at: int, rows: int, start: Any, length: Any) -> tuple[int, int, int]:
+    """Find the fields of at most `rows` rows from `at` on; returns rows found, position, and how it ended."""
+    columns, size = start.shape[0], buffer.size
+    for row in range(rows):
+        if size - at < 2:
+            return row, at, _SHORT
+        count = int16(buffer, at)
+        if count == -1:
+            return row, at + 2, _END if at + 2 == size else _LONG
+        if count != columns:
+            return row, at, _WIDTH
+        at += 2
+        for c in range(columns):
+            if size - at < 4:
+                return row, at, _SHORT
+            n = int32(buffer, at)
+            at += 4
+            if n < NULL or n > size - at:
+                return row, at - 4, _SHORT
+            start[c, row] = at
+            length[c, row] = n
+            if n > 0:
+                at += n
+    return rows, at, _MORE
+
+
+def _after_header(buffer: NDArray[np.uint8]) -> int:
+    head = buffer[:19].tobytes()
+    if len(head) < 19 or not head.startswith(SIGNATURE):
+        raise DecodeError(
+            f"COPY data starts with {head!r}; expected the signature {SIGNATURE!r} and 8 bytes of flags and extension"
+            " length; was it written with FORMAT binary?"
+        )
+    flags, extension = (int.from_bytes(head[11:15], "big"), int.from_bytes(head[15:19], "big"))
+    if flags:
+        raise DecodeError(f"COPY data has the flags 0x{flags:08x}; expected none; write it without OIDs")
+    if extension > buffer.size - 19:
+        raise DecodeError(f"COPY data has a header extension of {extension} bytes; expected at most {buffer.size - 19}")
+    return 19 + extension
+
+
+def unpack_chunk(
+    buffer: bytes | bytearray | memoryview | NDArray[np.uint8],
+    columns: int | Sequence[str],
+    offset: int = 0,
+    max_rows: int = 65536,
+) -> tuple[Cells, int]:
+    """Find the fields of the next rows of a COPY BINARY payload, such as a memory-mapped file.
+
+    Parameters
+    ----------
+    buffer : uint8[bytes]
+        The whole payload; what lies behind `offset` and the rows asked for is not touched.
+    columns : int or sequence of str
+        How many columns a row has, or their names (for messages).
+    offset : int
+        0 for the first chunk, then the offset that the call before returned.
+    max_rows : int
+        At most so many rows.
+
+    Returns
+    -------
+    cells : Cells
+    offset : int
+        Where the next chunk starts; the buffer's size when the payload has ended.
+
+    Raises
+    ------
+    DecodeError
+        A damaged payload or another number of columns.
+    """
+    data = as_bytes(buffer)
+    names = tuple(map(str, range(columns))) if isinstance(columns, int) else tuple(columns)
+    if not 0 <= offset <= data.size or max_rows < 1:
+        raise ValueError(f"offset {offset} is outside a buffer of {data.size} bytes, or max_rows {max_rows} below 1")
+    at = offset or _after_header(data)
+    # A row takes 2 bytes and 4 for each field: no need for room for more than could be there.
+    room = max(1, min(max_rows, (data.size - at) // (2 + 4 * len(names)) + 1))
+    start = np.empty((len(names), room), dtype=np.int64)
+    length = np.empty((len(names), room), dtype=np.int32)
+    rows, end, state = _walk(data, at, room, start, length)
+    if state == _MORE and end == data.size:
+        state = _SHORT  # there is no trailer
+    if state in _REASONS:
+        raise DecodeError(
+            f"COPY data, row {rows} of the chunk from position {at}: {_REASONS[state]}, at position {end} of {data.size};"
+            f" expected rows of {len(names)} columns up to the trailer; was the transfer cut off?"
+        )
+    text = np.zeros((len(names), rows), dtype=np.bool_)
+    return Cells(data, start[:, :rows], length[:, :rows], text, names), end
+
+
+def unpack(
+    buffer: bytes | bytearray | memoryview | NDArray[np.uint8], columns: int | Sequence[str] | None = None
+) -> Cells:
+    """Find the fields of a whole COPY BINARY payload.
+
+    Parameters
+    ----------
+    buffer : uint8[bytes]
+    columns : int, sequence of str or None
+        As `unpack_chunk`; None takes what the first row has (no columns when there is no row).
+
+    Raises
+    ------
+    DecodeError
+        As `unpack_chunk`.
+
+    Examples
+    --------
+    >>> payload = pack([encode(np.array([5, 6]), INT8)])
+    >>> cells = unpack(payload)
+    >>> cells.rows, cells.columns, cells.column(0).bytes_at(1)
+    (2, 1, b'\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x06')
+    """
+    data = as_bytes(buffer)
+    if columns is None:
+        at = _after_header(data)
+        columns = max(0, int.from_bytes(data[at : at + 2].tobytes(), "big", signed=True))
+    cells, _ = unpack_chunk(data, columns, max_rows=max(1, data.size))
+    return cells
+
+
+_DTYPES = {BOOL: "?", INT2: ">i2", INT4: ">i4", INT8: ">i8", FLOAT4: ">f4", FLOAT8: ">f8", TIMESTAMP: ">i8"}
+_DTYPES[TIMESTAMPTZ] = _DTYPES[TIMESTAMP]
+
+
+def _encode_strings(values: Sequence[str | bytes | None] | NDArray[Any]) -> tuple[Any, Any, Any]:
+    """Each different string is encoded once; returns buffer, start, length."""
+    items: list[str | bytes | None] = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    code = {value: k for k, value in enumerate(dict.fromkeys(items))}
+    parts = [b"" if v is None else v.encode() if isinstance(v, str) else v for v in code]
+    if any(0 in part for part in parts):
+        raise ValueError(f"{next(p for p in parts if 0 in p)!r} holds a zero byte, which Postgres text cannot")
+    codes = np.fromiter(map(code.__getitem__, items), dtype=np.int64, count=len(items))
+    length = np.fromiter(map(len, parts), dtype=np.int32, count=len(parts))
+    start = np.cumsum(length, dtype=np.int64) - length
+    if None in code:
+        length[code[None]] = NULL
+    return b"".join(parts), start[codes], length[codes]
+
+
+def encode(
+    values: NDArray[Any] | Sequence[str | bytes | None],
+    type_oid: int,
+    null: NDArray[np.bool_] | None = None,
+    name: str = "",
+) -> Fields:
+    """Make the binary fields of one column.
+
+    Parameters
+    ----------
+    values : array or sequence [rows]
+        bool for boolean, integers for smallint, integer and bigint, floats for real and double precision, int64
+        microseconds since the Unix epoch for the timestamps (as `pgtypes.decode` gives them), str, UTF-8 bytes or None
+        for the text types. An array must fit without loss: int64 values are not narrowed to integer.
+    type_oid : int
+        The column's type.
+    null : bool[rows], optional
+        Where the value is NULL.
+
+    Raises
+    ------
+    TypeError
+        The array's dtype does not fit the type, or the type has no encoder.
+    ValueError
+        A string with a zero byte, or a time before what Postgres can hold.
+    """
+    pg = SUPPORTED.get(type_oid)
+    if pg is not None and pg.kind == "text":
+        raw, start, length = _encode_strings(values)
+        buffer = as_bytes(raw)
+    elif pg is not None and type_oid in _DTYPES:
+        array, dtype = np.asarray(values), np.dtype(_DTYPES[type_oid])
+        if array.dtype.kind != dtype.kind or not np.can_cast(array.dtype, dtype, "safe"):
+            raise TypeError(f"an array of {array.dtype} does not fit {pg.name}; expected {dtype.newbyteorder('=')}")
+        if pg.kind == "timestamp":
+            array = _to_postgres_time(array)
+        buffer = as_bytes(array.astype(dtype).view(np.uint8))
+        start = np.arange(array.size, dtype=np.int64) * dtype.itemsize
+        length = np.full(array.size, dtype.itemsize, dtype=np.int32)
+    else:
+        raise TypeError(f"no encoder for the type with oid {type_oid}; copy its fields from another buffer instead")
+    if null is not None:
+        length[null] = NULL
+    return Fields(buffer, start, length, np.zeros(length.size, dtype=np.bool_), name)
+
+
+def _to_postgres_time(micros: NDArray[np.int64]) -> NDArray[np.int64]:
+    infinite = (micros == POSITIVE_INFINITY) | (micros == NEGATIVE_INFINITY)
+    if np.any((micros < NEGATIVE_INFINITY + POSTGRES_EPOCH) & ~infinite):
+        raise ValueError(f"{int(micros.min())} microseconds since 1970 is before the first time Postgres can hold")
+    return np.where(infinite, micros, micros - POSTGRES_EPOCH)
+
+
+@kernel
+def _measure(size: int, start: Any, length: Any, text: Any, width: Any) -> int:
+    """Add each field's bytes to its row's `width`; returns a row whose field cannot be copied, or -1."""
+    for row in range(length.size):
+        n = length[row]
+        if n < NULL or (n >= 0 and (text[row] or start[row] < 0 or start[row] > size - n)):
+            return row
+        width[row] += 4 + max(0, n)
+    return -1
+
+
+@kernel
+def _write_counts(out: Any, position: Any, columns: int) -> None:
+    for row in range(position.size):
+        at = position[row]
+        out[at] = columns >> 8
+        out[at + 1] = columns & 255
+        position[row] = at + 2
+
+
+@kernel
+def _write_fields(out: Any, position: Any, buffer: Any, start: Any, length: Any) -> None:
+    """Append one field to each row; `_measure` has checked that it fits."""
+    for row in range(length.size):
+        at, n = position[row], length[row]
+        out[at] = (n >> 24) & 255
+        out[at + 1] = (n >> 16) & 255
+        out[at + 2] = (n >> 8) & 255
+        out[at + 3] = n & 255
+        at += 4
+        source = start[row]
+        if n == 8:
+            for k in range(8):
+                out[at + k] = buffer[source + k]
+        elif n > 0:
+            for k in range(n):
+                out[at + k] = buffer[source + k]
+        position[row] = at + max(0, n)
+
+
+_BLOCK = 2048  # rows written column by column while they are in cache
+
+
+def pack(columns: Sequence[Fields]) -> NDArray[np.uint8]:
+    """A whole COPY BINARY payload: header, one row for each row of the columns, trailer.
+
+    Parameters
+    ----------
+    columns : sequence of Fields
+        From `Cells.column` (copied as they are) or `encode`; all of the same number of rows.
+
+    Returns
+    -------
+    uint8[bytes]
+
+    Raises
+    ------
+    DecodeError
+        A field in text format, unchanged or absent: there are no binary bytes to copy.
+    ValueError
+        The columns differ in rows, there is none or too many, or a field lies outside its buffer.
+    """
+    if not 0 < len(columns) < 2**15 or len({c.length.size for c in columns}) != 1:
+        raise ValueError(f"expected 1 to 32767 columns of equal size, got {[c.length.size for c in columns][:20]}")
+    rows = columns[0].length.size
+    width = np.full(rows, 2, dtype=np.int64)
+    for fields in columns:
+        bad = _measure(fields.buffer.size, fields.start, fields.length, fields.text, width)
+        if bad >= 0:
+            raise _cannot_copy(fields, bad)
+    ends = np.cumsum(width) + len(HEADER)
+    size = int(ends[-1]) if rows else len(HEADER)
+    out = np.empty(size + len(TRAILER), dtype=np.uint8)
+    out[: len(HEADER)] = np.frombuffer(HEADER, dtype=np.uint8)
+    out[size:] = np.frombuffer(TRAILER, dtype=np.uint8)
+    position = ends - width
+    for first in range(0, rows, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        _write_counts(out, position[block], len(columns))
+        for fields in columns:
+            _write_fields(out, position[block], fields.buffer, fields.start[block], fields.length[block])
+    return out
+
+
+def _cannot_copy(fields: Fields, row: int) -> Exception:
+    if fields.length[row] < NULL:
+        return without_value(fields, row)
+    if fields.text[row]:
+        return DecodeError(
+            f'column "{fields.name}", row {row}: the field came in text format; expected binary to copy it into a COPY'
+            " BINARY row; start the stream with binary 'true', or decode and encode the column"
+        )
+    return ValueError(f'column "{fields.name}", row {row}: the field lies outside its buffer')

@@ -1,0 +1,275 @@
+"""The gate: a stream's contract, compiled to checks on columns of source rows.
+
+The intake and the history import send every row through it. A row that breaks an expectation is refused with the first
+one that it breaks, what was found and what was expected; nothing else about the row matters then. Semantics agree with
+Great Expectations on SQL: NULL satisfies everything but `not_null`; NaN satisfies `not_null` and lies beyond every
+maximum. Window-level expectations (label rate, row count, unique) are the quality run's work, not the gate's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.definition.columns import Expression
+from headrace.definition.expect import Expectation
+from headrace.definition.stream import Stream
+from headrace.events import micros, moment
+from headrace.flow.pgtypes import NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, Column, decode
+from headrace.flow.wire import Cells
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass
+class Rows:
+    """Rows of one source table: wire fields, decoded column by column on demand.
+
+    Attributes
+    ----------
+    cells
+        The fields.
+    columns
+        For each column's name its index in `cells` and its type's oid.
+    """
+
+    cells: Cells
+    columns: Mapping[str, tuple[int, int]]
+    _decoded: dict[str, Column] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.cells.rows
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self._decoded:
+            index, oid = self.columns[name]
+            self._decoded[name] = decode(self.cells, index, oid)
+        return self._decoded[name]
+
+    def as_text(self, name: str, row: int) -> str | None:
+        """One value for people; None for NULL."""
+        column = self[name]
+        if column.null[row]:
+            return None
+        value = column.values[row]
+        if SUPPORTED[self.columns[name][1]].kind in ("timestamp", "date"):
+            if value in (POSITIVE_INFINITY, NEGATIVE_INFINITY):
+                return "infinity" if value > 0 else "-infinity"
+            return moment(value).isoformat()
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One check: which rows break it, and what it expected."""
+
+    name: str
+    column: str
+    expected: str
+    broken: Callable[[Rows], Mask]
+
+
+class Gate:
+    """The checks of one source table.
+
+    Parameters
+    ----------
+    rules
+        In the order in which they are tried.
+    time_column
+        Its event or label time: must be finite, and not lie beyond its commit by more than `max_ahead` microseconds.
+    """
+
+    def __init__(self, rules: list[Rule], time_column: str, max_ahead: int) -> None:
+        self.rules = rules
+        self._time, self._max_ahead = time_column, max_ahead
+
+    def check(self, rows: Rows, commit_time: NDArray[np.int64]) -> NDArray[np.int32]:
+        """For each row the index of the first rule that it breaks, or -1; len(rules) means too far ahead of its commit.
+
+        Parameters
+        ----------
+        rows
+            n rows.
+        commit_time
+            int64[n], microseconds.
+        """
+        verdict = np.full(len(rows), -1, dtype=np.int32)
+        for index, rule in enumerate(self.rules):
+            verdict[(verdict < 0) & rule.broken(rows)] = index
+        ahead = rows[self._time].values > commit_time + self._max_ahead
+        verdict[(verdict < 0) & ahead] = len(self.rules)
+        return verdict
+
+    def explain(self, rows: Rows, row: int, rule: int) -> tuple[str, str | None, str]:
+        """(expectation, value found, reason) for a refused row."""
+        if rule == len(self.rules):
+            found = rows.as_text(self._time, row)
+            hours = self._max_ahead / 3.6e9
+            return "not_ahead", found, f"{self._time} is {found}, expected at most {hours:g} h after its commit"
+        broken = self.rules[rule]
+        found = rows.as_text(broken.column, row)
+        shown = "NULL" if found is None else repr(found[:80]) if len(found) > 80 else repr(found)
+        return broken.name, found, f"{broken.column} is {shown}, expected {broken.expected}"
+
+
+def event_gate(stream: Stream) -> Gate:
+    """The gate of the events' table: key, time and numbers first, then the contract."""
+    source = stream.source
+    rules = [
+        _not_null(source.key),
+        _not_null(source.event_time),
+        _finite_time(source.event_time),
+        *(_finite(column) for column in stream.feature_columns("number")),
+        *(rule for expectation in stream.contract if expectation.per_row for rule in compile_expectation(expectation)),
+    ]
+    return Gate(rules, source.event_time, int(source.max_ahead.total_seconds() * 1e6))
+
+
+def label_gate(stream: Stream) -> Gate:
+    """The gate of the labels' table: key, time, and a value that is 0 or 1."""
+    label = stream.label
+    rules = [_not_null(label.key), _not_null(label.label_time), _finite_time(label.label_time)]
+    if label.value.operator == "value":
+        column = label.value.column
+        rules.append(Rule("label", column, "0, 1, false, true or NULL", lambda rows: ~_binary(rows[column])))
+    return Gate(rules, label.label_time, int(stream.source.max_ahead.total_seconds() * 1e6))
+
+
+def label_values(expression: Expression, column: Column) -> NDArray[np.float64]:
+    """Labels as 0.0 and 1.0, NaN where there is no value.
+
+    Examples
+    --------
+    >>> from headrace.definition.columns import col
+    >>> delays = Column(np.array([20, 3, 0]), np.array([False, False, True]))
+    >>> label_values(col("arr_delay") > 15, delays)
+    array([ 1.,  0., nan])
+    """
+    if expression.operator == "is_present":
+        return (~column.null).astype(np.float64)
+    if expression.operator == "value":
+        return column.to_float()
+    compare: Callable[[Any, Any], Any] = _COMPARE[expression.operator]
+    y = np.asarray(compare(column.values, expression.constant)).astype(np.float64)
+    y[column.null] = np.nan
+    return y
+
+
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    ">": np.greater,
+    ">=": np.greater_equal,
+    "<": np.less,
+    "<=": np.less_equal,
+    "==": lambda values, constant: np.array([v == constant for v in values.tolist()], dtype=np.bool_),
+    "!=": lambda values, constant: np.array([v != constant for v in values.tolist()], dtype=np.bool_),
+}
+
+
+def compile_expectation(expectation: Expectation) -> list[Rule]:
+    """The checks of one row-level expectation, one for each column it names."""
+    params, name = expectation.params, expectation.name
+    match expectation.kind:
+        case "not_null":
+            return [_not_null(column) for column in expectation.columns]
+        case "finite":
+            return [_finite(column) for column in expectation.columns]
+        case "less_than":
+            return [_less_than(name, *expectation.columns)]
+    column = expectation.columns[0]
+    check: Callable[[Column], Mask]
+    match expectation.kind:
+        case "between":
+            check, expected = _between(params["minimum"], params["maximum"])
+        case "in_set" | "not_in_set":
+            check, expected = _membership(frozenset(params["values"]), inside=expectation.kind == "in_set")
+        case "regex":
+            check, expected = _regex(params["pattern"])
+        case "length":
+            check, expected = _length(params["minimum"], params["maximum"])
+        case _:
+            raise ValueError(f"{expectation.kind} judges windows, not rows")
+    return [Rule(name, column, expected, lambda rows: ~rows[column].null & check(rows[column]))]
+
+
+def _not_null(column: str) -> Rule:
+    return Rule(f"not_null({column})", column, "a value", lambda rows: rows[column].null)
+
+
+def _finite(column: str) -> Rule:
+    def broken(rows: Rows) -> Mask:
+        values, null = rows[column].values, rows[column].null
+        return ~null & ~np.isfinite(values) if values.dtype == np.float64 else np.zeros(len(null), dtype=np.bool_)
+
+    return Rule(f"finite({column})", column, "a finite number", broken)
+
+
+def _finite_time(column: str) -> Rule:
+    # Times that Python's datetime cannot hold would break every reader of the log.
+    low, high = micros(moment(-62_135_596_800_000_000)), 253_402_300_799_999_999
+    return Rule(
+        f"finite({column})",
+        column,
+        "a time between the years 1 and 9999",
+        lambda rows: ~rows[column].null & ((rows[column].values < low) | (rows[column].values > high)),
+    )
+
+
+def _less_than(name: str, column: str, other: str) -> Rule:
+    def broken(rows: Rows) -> Mask:
+        a, b = rows[column], rows[other]
+        mask: Mask = ~a.null & ~b.null & ~(a.values < b.values)
+        return mask
+
+    return Rule(name, column, f"less than {other}", broken)
+
+
+def _between(minimum: float | None, maximum: float | None) -> tuple[Callable[[Column], Mask], str]:
+    def broken(column: Column) -> Mask:
+        values = column.values.astype(np.float64)
+        out: Mask = np.zeros(len(values), dtype=np.bool_)
+        if minimum is not None:
+            out |= values < minimum
+        if maximum is not None:
+            out |= (values > maximum) | np.isnan(values)
+        return out
+
+    low = "-infinity" if minimum is None else minimum
+    return broken, f"between {low} and {'infinity' if maximum is None else maximum}"
+
+
+def _membership(values: frozenset[Any], *, inside: bool) -> tuple[Callable[[Column], Mask], str]:
+    listed = ", ".join(sorted(map(str, values)))
+    return (
+        lambda column: np.array([(v in values) != inside for v in column.values.tolist()], dtype=np.bool_),
+        f"{'one of' if inside else 'none of'} {listed}",
+    )
+
+
+def _regex(pattern: str) -> tuple[Callable[[Column], Mask], str]:
+    search = re.compile(pattern).search
+    return (
+        lambda column: np.array([v is not None and search(v) is None for v in column.values.tolist()], dtype=np.bool_),
+        f"a text that matches {pattern}",
+    )
+
+
+def _length(minimum: int | None, maximum: int | None) -> tuple[Callable[[Column], Mask], str]:
+    low, high = minimum or 0, float("inf") if maximum is None else maximum
+    return (
+        lambda column: np.array([v is not None and not low <= len(v) <= high for v in column.values.tolist()], dtype=np.bool_),
+        f"{low} to {'any number of' if maximum is None else maximum} characters",
+    )
+
+
+def _binary(column: Column) -> Mask:
+    if column.values.dtype == np.object_:
+        return column.null
+    values = column.values.astype(np.float64)
+    mask: Mask = column.null | (values == 0) | (values == 1)
+    return mask

@@ -1,0 +1,315 @@
+"""Fields of Postgres's binary wire formats as columns, without copying.
+
+The base that `pgoutput` (the change stream) and `copybinary` (COPY) share: `Cells` says where in a buffer each field
+of a block of rows lies, `Fields` is one of its columns, and over them work `hash_column` (a 64-bit hash of each field
+that stays the same for ever) and `distinct` (equal fields get equal codes). Guarantees: nothing is copied and every
+position stored in a `Cells` made by this package lies inside its buffer. It does not know types: `pgtypes` turns fields
+into values. Kernels are exactly sequential, release the GIL, and check bounds themselves, since numba does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from headrace.errors import DecodeError
+
+NULL = -1  # length of a field that is NULL
+UNCHANGED = -2  # length of a field the server left out: a TOASTed value that the UPDATE did not touch
+ABSENT = -3  # length of a field whose row the message does not carry, such as the new row of a DELETE
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """Compile with numba: cached on disk, without the GIL, without fastmath.
+
+    numba's cache looks at the file of the kernel only: after a change to a kernel that other files call, remove
+    `__pycache__/*.nb?`.
+    """
+    return cast(F, njit(cache=True, nogil=True)(function))
+
+
+@kernel
+def uint16(buffer: Any, at: Any) -> Any:
+    """Big-endian unsigned 16 bits at `at`; the caller has checked the bounds, as for its siblings below."""
+    return (np.int64(buffer[at]) << 8) | np.int64(buffer[at + 1])
+
+
+@kernel
+def int16(buffer: Any, at: Any) -> Any:
+    """Big-endian signed 16 bits."""
+    return (uint16(buffer, at) ^ 0x8000) - 0x8000
+
+
+@kernel
+def uint32(buffer: Any, at: Any) -> Any:
+    """Big-endian unsigned 32 bits, as object identifiers are."""
+    high = (np.int64(buffer[at]) << 24) | (np.int64(buffer[at + 1]) << 16)
+    return high | (np.int64(buffer[at + 2]) << 8) | np.int64(buffer[at + 3])
+
+
+@kernel
+def int32(buffer: Any, at: Any) -> Any:
+    """Big-endian signed 32 bits."""
+    return (uint32(buffer, at) ^ 0x80000000) - 0x80000000
+
+
+@kernel
+def int64(buffer: Any, at: Any) -> Any:
+    """Big-endian signed 64 bits."""
+    return (uint32(buffer, at) << 32) | uint32(buffer, at + 4)
+
+
+def as_bytes(data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A read-only uint8 view of `data`: one array type, so that every kernel is compiled once.
+
+    Examples
+    --------
+    >>> as_bytes(b"ab")
+    array([97, 98], dtype=uint8)
+    """
+    view = data.view(np.ndarray) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
+    if view.dtype != np.uint8 or view.ndim != 1 or not view.flags.c_contiguous:
+        raise TypeError(f"a buffer must be contiguous, one-dimensional uint8; got {view.dtype}, shape {view.shape}")
+    view = view.view()
+    view.setflags(write=False)
+    return view
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """One column: where the field of each row lies in a buffer.
+
+    Attributes
+    ----------
+    buffer : uint8[bytes], read-only
+    start : int64[rows]
+        Position of the field's first byte; meaningless where `length` is negative.
+    length : int32[rows]
+        Bytes in the field, or `NULL`, `UNCHANGED`, `ABSENT`.
+    text : bool[rows]
+        True where the field is in text format, False in binary format.
+    name : str
+        For messages only.
+    """
+
+    buffer: NDArray[np.uint8]
+    start: NDArray[np.int64]
+    length: NDArray[np.int32]
+    text: NDArray[np.bool_]
+    name: str
+
+    def bytes_at(self, row: int) -> bytes:
+        """The field of one row; its length must not be negative."""
+        start = int(self.start[row])
+        return self.buffer[start : start + int(self.length[row])].tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A rectangular block of fields, column by column: arrays of `Fields` with a leading axis of columns.
+
+    Attributes
+    ----------
+    buffer : uint8[bytes], read-only
+    start : int64[columns, rows]
+    length : int32[columns, rows]
+    text : bool[columns, rows]
+    names : tuple of str
+        One name for each column, for messages.
+    """
+
+    buffer: NDArray[np.uint8]
+    start: NDArray[np.int64]
+    length: NDArray[np.int32]
+    text: NDArray[np.bool_]
+    names: tuple[str, ...]
+
+    @property
+    def columns(self) -> int:
+        """How many columns."""
+        return int(self.start.shape[0])
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return int(self.start.shape[1])
+
+    def column(self, column: int) -> Fields:
+        """One column, as views."""
+        return Fields(self.buffer, self.start[column], self.length[column], self.text[column], self.names[column])
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Cells:
+        """The given rows only, by mask or by index; the buffer is shared."""
+        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        # np.take keeps columns contiguous; indexing with [:, index] would not.
+        return Cells(
+            self.buffer,
+            np.take(self.start, index, axis=1),
+            np.take(self.length, index, axis=1),
+            np.take(self.text, index, axis=1),
+            self.names,
+        )
+
+
+def without_value(fields: Fields, row: int) -> DecodeError:
+    """The error for a field that is not in the message (`UNCHANGED` or `ABSENT`)."""
+    if fields.length[row] == UNCHANGED:
+        return DecodeError(
+            f'column "{fields.name}", row {row}: an unchanged TOASTed value was left out of the change stream; expected'
+            " a value; set REPLICA IDENTITY FULL on the table, or store the column without TOAST"
+        )
+    return DecodeError(
+        f'column "{fields.name}", row {row}: the message carries no such row (the new row of a DELETE, or the old row of'
+        " an INSERT); take the rows that have one first"
+    )
+
+
+GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+@kernel
+def mix64(h: Any) -> Any:
+    """splitmix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits."""
+    h ^= h >> np.uint64(30)
+    h *= np.uint64(0xBF58476D1CE4E5B9)
+    h ^= h >> np.uint64(27)
+    h *= np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+@kernel
+def hash_bytes(buffer: Any, start: Any, length: Any) -> Any:
+    """The hash that `hash_column` documents, of one run of bytes."""
+    h = mix64(np.uint64(length) + GAMMA)
+    at = start
+    for _ in range(length >> 3):
+        word = (uint32_little(buffer, at + 4) << np.uint64(32)) | uint32_little(buffer, at)
+        h = mix64((h ^ word) + GAMMA)
+        at += 8
+    if length & 7:
+        word = np.uint64(0)
+        for k in range(length & 7):
+            word |= np.uint64(buffer[at + k]) << np.uint64(8 * k)
+        h = mix64((h ^ word) + GAMMA)
+    return h if h != np.uint64(0) else np.uint64(1)
+
+
+@kernel
+def uint32_little(buffer: Any, at: Any) -> Any:
+    """Little-endian unsigned 32 bits."""
+    low = np.uint64(buffer[at]) | (np.uint64(buffer[at + 1]) << np.uint64(8))
+    return low | (np.uint64(buffer[at + 2]) << np.uint64(16)) | (np.uint64(buffer[at + 3]) << np.uint64(24))
+
+
+@kernel
+def _hash_fields(buffer: Any, start: Any, length: Any, out: Any) -> int:
+    for row in range(length.size):
+        if length[row] >= 0:
+            out[row] = hash_bytes(buffer, start[row], np.int64(length[row]))
+        elif length[row] == NULL:
+            out[row] = 0
+        else:
+            return row
+    return -1
+
+
+def hash_column(cells: Cells, column: int) -> NDArray[np.uint64]:
+    """A 64-bit hash of each field's bytes, the same on every machine and for ever.
+
+    With n bytes and their 8-byte little-endian words w (the last one padded with zeros): h = mix(n + g), then
+    h = mix((h ^ w) + g) for each word, g = 0x9E3779B97F4A7C15, mix splitmix64's finaliser, all modulo 2^64. NULL hashes
+    to 0, and nothing else does: a hash of 0 becomes 1. It is not keyed, so not safe against chosen collisions: compare
+    the fields themselves on a hit. It sees wire bytes: int4 1 and int8 1 differ, and so do text and binary format.
+
+    Returns
+    -------
+    uint64[rows]
+
+    Raises
+    ------
+    DecodeError
+        A field is not in the message: an unchanged TOASTed value, or a row it does not carry.
+    """
+    fields = cells.column(column)
+    out = np.empty(cells.rows, dtype=np.uint64)
+    bad = _hash_fields(fields.buffer, fields.start, fields.length, out)
+    if bad >= 0:
+        raise without_value(fields, bad)
+    return out
+
+
+@kernel
+def _equal(buffer: Any, a: Any, b: Any, length: Any) -> bool:
+    for k in range(length):
+        if buffer[a + k] != buffer[b + k]:
+            return False
+    return True
+
+
+@kernel
+def _distinct(buffer: Any, start: Any, length: Any, codes: Any) -> Any:
+    slots = np.full(1024, -1, dtype=np.int32)  # small as long as there are few values, so that it stays in cache
+    first = np.empty(512, dtype=np.int64)
+    hashes = np.empty(512, dtype=np.uint64)
+    count = 0
+    for row in range(length.size):
+        n = np.int64(length[row])
+        if n < 0:
+            codes[row] = -1
+            if n != NULL:
+                return first[:0], row
+            continue
+        h = hash_bytes(buffer, start[row], n)
+        slot = np.int64(h & np.uint64(slots.size - 1))
+        code = slots[slot]
+        while code >= 0:
+            if hashes[code] == h and length[first[code]] == n and _equal(buffer, start[first[code]], start[row], n):
+                break
+            slot = (slot + 1) & (slots.size - 1)
+            code = slots[slot]
+        if code < 0:
+            code = np.int32(count)
+            slots[slot] = code
+            first[count] = row
+            hashes[count] = h
+            count += 1
+            if count == first.size:  # half full: double everything
+                first = np.concatenate((first, np.empty_like(first)))
+                hashes = np.concatenate((hashes, np.empty_like(hashes)))
+                slots = np.full(2 * slots.size, -1, dtype=np.int32)
+                for known in range(count):
+                    slot = np.int64(hashes[known] & np.uint64(slots.size - 1))
+                    while slots[slot] >= 0:
+                        slot = (slot + 1) & (slots.size - 1)
+                    slots[slot] = known
+        codes[row] = code
+    return first[:count], -1
+
+
+def distinct(fields: Fields) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Number the different fields of a column in order of first appearance; compares bytes, not hashes alone.
+
+    Returns
+    -------
+    codes : int32[rows]
+        Which distinct field a row has; -1 for NULL.
+    first : int64[distinct]
+        The first row that holds each.
+
+    Raises
+    ------
+    DecodeError
+        As `hash_column`.
+    """
+    codes = np.empty(fields.length.size, dtype=np.int32)
+    first, bad = _distinct(fields.buffer, fields.start, fields.length, codes)
+    if bad >= 0:
+        raise without_value(fields, bad)
+    return codes, first

@@ -1,0 +1,164 @@
+"""The model contract as code: what a model promises, tried on it.
+
+`check_model` runs a model over a short log with delayed labels, cut in several ways, saved and restored on the way, with
+missing and unknown values in it, and raises at the first promise that does not hold. It runs on every recipe before it
+may follow a log, and in the tests. It says nothing about how well the model predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import ModelError
+from headrace.events import Columns
+from headrace.models.contract import Floats, Model, row_count, take
+from headrace.models.snapshot import dump, parse
+
+Run = tuple[bool, NDArray[np.intp]]
+"""Neighbouring log entries of one kind: whether they are labels, and their events' rows."""
+
+
+def check_model(factory: Callable[[], Model], X: Columns, y: Floats, *, seed: int = 0) -> None:
+    """Raise unless models from `factory` keep the contract on these rows.
+
+    Parameters
+    ----------
+    factory
+        Returns equal, new models.
+    X
+        At least 50 rows of raw features, as the learner would hand them to `prepare`.
+    y
+        float64[n], 0 or 1; both must occur.
+    seed
+        Draws the order of events and labels.
+
+    Raises
+    ------
+    ModelError
+        A promise of `headrace.models.contract.Model` is broken; the message says which.
+    """
+    X, y = _harder(X, y)
+    model = factory()
+    name = type(model).__name__
+    _check_prepare(name, model, X)
+
+    log = list(_log(len(y), np.random.default_rng(seed)))
+    whole = _follow(name, model, X, y, log, _memos(model, y))
+    for size in (1, 7):
+        again = factory()
+        _expect(
+            _same(_follow(name, again, X, y, _cut(log, size)), whole), name, f"batches of {size} predict differently"
+        )
+        _expect(_same(_probe(again, X), _probe(model, X)), name, f"batches of {size} end in another state")
+
+    half = len(log) // 2
+    first, second = factory(), factory()
+    memos = _memos(first, y)
+    _follow(name, first, X, y, log[:half], memos)
+    saved = first.save()
+    state = dump(*saved)
+    memos_second = memos.copy()
+    tail = _follow(name, first, X, y, log[half:], memos)
+    _expect(dump(*saved) == state, name, "learning changed a state that was saved before")
+    second.load(*parse(state))
+    _expect(
+        _same(_follow(name, second, X, y, log[half:], memos_second), tail), name, "a restored state goes on differently"
+    )
+    _expect(_same(_probe(second, X), _probe(first, X)), name, "a restored state ends in another state")
+
+
+def _harder(X: Columns, y: Floats) -> tuple[dict[str, NDArray[Any]], Floats]:
+    """Add rows in which everything is missing, or unknown, or large."""
+    if len(y) < 50 or len(np.unique(y)) != 2:
+        raise ModelError(
+            f"found {len(y)} rows of {len(np.unique(y))} class(es) to check a model on, expected 50 of both"
+        )
+    hard: dict[str, NDArray[Any]] = {}
+    for name, values in X.items():
+        new = [None, "never seen before", ""] if values.dtype == object else [np.nan, 1e6, -1e6]
+        hard[name] = np.concatenate([values[:20], np.array(new, dtype=values.dtype), values[20:]])
+    return hard, np.concatenate([y[:20], [1.0, 0.0, 1.0], y[20:]])
+
+
+def _log(n: int, random: np.random.Generator) -> Iterator[Run]:
+    """Yield runs of events and of labels; labels come in another order than events, some never."""
+    asked, waiting = 0, np.empty(0, dtype=np.intp)
+    while asked < n:
+        size = int(random.integers(1, 25))
+        rows = np.arange(asked, min(n, asked + size), dtype=np.intp)
+        asked += len(rows)
+        yield False, rows
+        waiting = random.permutation(np.concatenate([waiting, rows]))
+        ready = int(random.integers(0, len(waiting)))
+        if ready:
+            yield True, waiting[:ready]
+        waiting = waiting[ready:]
+
+
+def _cut(log: list[Run], size: int) -> Iterator[Run]:
+    for is_label, rows in log:
+        for start, stop in pairwise([*range(0, len(rows), size), len(rows)]):
+            yield is_label, rows[start:stop]
+
+
+def _memos(model: Model, y: Floats) -> Floats:
+    """Return room for the memo of every event, and for whether it was asked."""
+    return np.full((len(y), model.memo_width + 1), np.nan)
+
+
+def _follow(name: str, model: Model, X: Columns, y: Floats, log: list[Run], memos: Floats) -> Floats:
+    """Run a model over a log and return its predictions in order; `memos` keeps what open events wait with."""
+    outstanding = int(np.count_nonzero(memos[:, -1] == 1.0))
+    predictions: list[Floats] = []
+    for step, (is_label, rows) in enumerate(log):
+        raw = take(X, rows)
+        prepared = model.prepare(raw)
+        clock = np.full(len(rows), 1_000_000 * step, dtype=np.int64)
+        if is_label:
+            model.learn(prepared, y[rows], memos[rows, :-1], np.ones(len(rows)), clock)
+            memos[rows, -1] = 0.0
+            outstanding -= len(rows)
+            continue
+        before = model.predict(prepared)
+        p, memo = model.ask(prepared, clock, outstanding)
+        outstanding += len(rows)
+        _expect(p.shape == (len(rows),) and p.dtype == np.float64, name, f"ask returned {p.dtype}{p.shape} as p")
+        _expect(memo.shape == (len(rows), model.memo_width), name, f"ask returned a memo of shape {memo.shape}")
+        _expect(bool(np.isfinite(p).all() and (p >= 0).all() and (p <= 1).all()), name, "p is not within [0, 1]")
+        _expect(_same(before, p), name, "predict and ask differ")
+        _expect(_same(model.predict(prepared), p), name, "ask changed the weights, or predict did")
+        _expect(all(map(_same, raw.values(), take(X, rows).values())), name, "the rows handed over were changed")
+        memos[rows, :-1], memos[rows, -1] = memo, 1.0
+        predictions.append(p)
+    return np.concatenate([np.empty(0), *predictions])
+
+
+def _check_prepare(name: str, model: Model, X: Columns) -> None:
+    n = row_count(X)
+    whole = model.prepare(X)
+    for size in (1, 7):
+        pieces = [model.prepare(take(X, slice(at, at + size))) for at in range(0, n, size)]
+        for column, values in whole.items():
+            joined = np.concatenate([piece[column] for piece in pieces])
+            _expect(_same(joined, values), name, f"prepare in batches of {size} gives another {column!r}")
+
+
+def _probe(model: Model, X: Columns) -> Floats:
+    return model.predict(model.prepare(X))
+
+
+def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Return whether two arrays are equal to the bit."""
+    if a.dtype == object or b.dtype == object:
+        return bool(a.tolist() == b.tolist())
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def _expect(kept: bool, name: str, broken: str) -> None:
+    if not kept:
+        raise ModelError(f"found that {name} breaks the model contract: {broken}")

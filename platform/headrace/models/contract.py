@@ -1,0 +1,115 @@
+"""What a learner asks of a model, and nothing more.
+
+A model sees the training log as alternating runs of events (`ask`) and labels (`learn`), in log order. What it computes
+depends on that order alone, never on how the log was cut into batches: this is what makes live training, catch-up and
+rebuild give the same bits. This module defines the types; `headrace.models.checks` runs a model against them. It
+imports no model library and does no arithmetic.
+
+`Columns` holds features by name, each with one row an event. A category is an object array of `str`, None where it is
+missing; a number is a float64 array, NaN where it is missing. What `Model.prepare` returns may hold any arrays of n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.events import Columns
+
+Floats: TypeAlias = NDArray[np.float64]
+Clock: TypeAlias = NDArray[np.int64]
+"""Stream time (the watermark) in microseconds since the Unix epoch; never falls from one log entry to the next."""
+
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+"""The arrays of a state by name; numbers, booleans or bytes, never objects."""
+
+
+class Model(Protocol):
+    """One binary classifier that follows a training log.
+
+    Attributes
+    ----------
+    memo_width
+        How many float64 the model wants back, with its label, for each open event.
+    """
+
+    memo_width: int
+
+    def prepare(self, X: Columns) -> Columns:
+        """Turn raw features into what `ask`, `learn` and `predict` take.
+
+        Pure, and row i depends on row i alone: equal to the bit in batches of any size. The learner calls it once for
+        a whole range of the log, so work that gains from batches belongs here.
+        """
+        ...
+
+    def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
+        """Predict n events in log order, with the weights as they are.
+
+        Parameters
+        ----------
+        X
+            n prepared rows.
+        clock
+            int64[n], microseconds.
+        outstanding
+            Events that had no label yet when the first row entered; row i sees `outstanding + i`.
+
+        Returns
+        -------
+        (p, memo)
+            float64[n] probabilities of a positive label, finite and in [0, 1]; float64[n, memo_width]. The model may
+            keep counts of its own here, never weights.
+        """
+        ...
+
+    def learn(self, X: Columns, y: Floats, memo: Floats, weight: Floats, clock: Clock) -> None:
+        """Learn n labels one after the other, in log order.
+
+        Parameters
+        ----------
+        X
+            n prepared rows: those of the labels' events.
+        y
+            float64[n], 0 or 1.
+        memo
+            float64[n, memo_width], as `ask` returned it for each event.
+        weight
+            float64[n], positive.
+        clock
+            int64[n], microseconds, at the label.
+        """
+        ...
+
+    def predict(self, X: Columns) -> Floats:
+        """Return float64[n] for n prepared rows as `ask` would, and change nothing."""
+        ...
+
+    def save(self) -> tuple[Arrays, dict[str, Any]]:
+        """Return the whole state as arrays and JSON; the caller may keep them, they never change afterwards."""
+        ...
+
+    def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+        """Take over a state that `save` returned; the model then goes on to the bit as the saved one would have."""
+        ...
+
+
+def row_count(X: Columns) -> int:
+    """Return the number of rows.
+
+    >>> row_count({"a": np.zeros(3)})
+    3
+    """
+    return len(next(iter(X.values())))
+
+
+def take(X: Columns, index: slice | NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+    """Return the rows that `index` selects.
+
+    >>> take({"a": np.array([1.0, 2.0, 3.0])}, slice(1, 3))
+    {'a': array([2., 3.])}
+    """
+    return {name: values[index] for name, values in X.items()}

@@ -1,0 +1,149 @@
+"""Checkpoints and metrics of versions: one transaction holds both, so a model never knows more than its metrics say.
+
+A state is arrays plus JSON (`headrace.models.snapshot`); arrays of 64 KiB and more are stored by content, so that a
+frozen booster is written once however many checkpoints refer to it. The caller owns the transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg2 import Binary
+from psycopg2.extensions import connection as Connection
+
+from headrace.errors import SnapshotError
+from headrace.events import moment
+from headrace.flow.progressive import EpochScore
+from headrace.flow.scores import pack_histograms
+from headrace.models.snapshot import dump, parse, state_digest
+from headrace.store import db
+
+_LARGE = 64 * 1024
+_KEEP = 8  # newest checkpoints of a version that are kept, beside its first
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A version's stored state."""
+
+    seq: int
+    epoch: int
+    digest: bytes  # of the scores up to here, chained
+    engine: str
+    learned: int  # labels learned online since its first seq
+    arrays: Arrays
+    meta: Mapping[str, Any]
+
+
+def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -> int:
+    """Store a checkpoint; gives its size in bytes."""
+    small, refs, written = {}, {}, 0
+    for name, array in checkpoint.arrays.items():
+        if array.nbytes < _LARGE:
+            small[name] = array
+            continue
+        content = dump({"array": array}, {})
+        refs[name] = hashlib.sha256(content).hexdigest()
+        written += len(content)
+        db.run(conn, "add_artifact", {"sha256": refs[name], "content": Binary(content)})
+    state = dump(small, checkpoint.meta)
+    params = {
+        "stream": stream,
+        "version": version,
+        "seq": checkpoint.seq,
+        "epoch": checkpoint.epoch,
+        "digest": Binary(checkpoint.digest),
+        "state_digest": Binary(bytes.fromhex(state_digest(_comparable(checkpoint.arrays)))),
+        "engine": checkpoint.engine,
+        "arrays": json.dumps(refs),
+        "state": Binary(state),
+        "learned": checkpoint.learned,
+        "bytes": len(state) + written,
+    }
+    db.run(conn, "add_checkpoint", params)
+    db.run(conn, "thin_checkpoints", {"stream": stream, "version": version, "keep": _KEEP})
+    return len(state) + written
+
+
+def _comparable(arrays: Arrays) -> Arrays:
+    """What a state digest may cover: equal river models may pickle to different bytes."""
+    return {name: array for name, array in arrays.items() if "pickle" not in name}
+
+
+def last(conn: Connection, stream: str, version: str) -> Checkpoint | None:
+    """A version's newest checkpoint.
+
+    Raises
+    ------
+    SnapshotError
+        When it is damaged, or an array of it is missing.
+    """
+    row = db.row(conn, "last_checkpoint", {"stream": stream, "version": version})
+    if row is None:
+        return None
+    seq, epoch, digest, engine, refs, state, learned = row
+    arrays, meta = parse(bytes(state))
+    stored: dict[str, bytes] = dict(db.rows(conn, "artifacts", {"sha256": list(refs.values())})) if refs else {}
+    for name, sha in refs.items():
+        if sha not in stored:
+            raise SnapshotError(f"checkpoint of {version} at seq {seq}: its array {name!r} ({sha[:12]}) is missing; rebuild it")
+        arrays[name] = parse(bytes(stored[sha]))[0]["array"]
+    return Checkpoint(seq, epoch, bytes(digest), engine, learned, arrays, meta)
+
+
+@dataclass(frozen=True)
+class EpochCost:
+    """What an epoch cost its learner."""
+
+    cpu_seconds: float
+    peak_rss_bytes: int
+    mode: str  # live or replay
+
+
+def write_metrics(
+    conn: Connection, stream: str, version: str, engine: str, scores: Sequence[tuple[EpochScore, EpochCost]]
+) -> None:
+    """Store what a version did in some epochs."""
+    for score, cost in scores:
+        epoch, sums = score.epoch, score.sums
+        params = {
+            "stream": stream,
+            "version": version,
+            "epoch": epoch.epoch,
+            "seq_first": epoch.seq_first,
+            "seq_last": epoch.seq_last,
+            "labels": sums.n,
+            "positives": sums.n_pos,
+            "loss_sum": sums.loss_sum,
+            "loss_sq_sum": sums.loss_sq_sum,
+            "brier_sum": sums.brier_sum,
+            "p_sum": sums.p_sum,
+            "clips": sums.clips,
+            "histogram": Binary(pack_histograms(sums.histograms)),
+            "learned": score.learned,
+            "unscored": score.unscored,
+            "cpu_seconds": cost.cpu_seconds,
+            "peak_rss_bytes": cost.peak_rss_bytes,
+            "event_time_first": None if score.event_time_first is None else moment(score.event_time_first),
+            "event_time_last": None if score.event_time_last is None else moment(score.event_time_last),
+            "mode": cost.mode,
+            "digest": Binary(score.digest),
+            "engine": engine,
+        }
+        db.run(conn, "add_epoch_metrics", params)
+        for s in score.slices:
+            db.run(conn, "add_slice_metrics", {"stream": stream, "version": version, "epoch": epoch.epoch, **vars(s)})
+
+
+def open_seqs(checkpoint: Checkpoint) -> NDArray[np.int64]:
+    """Events that waited for their label at a checkpoint."""
+    seqs: NDArray[np.int64] = checkpoint.arrays["open/seq"]
+    return seqs

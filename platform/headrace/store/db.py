@@ -1,0 +1,119 @@
+"""Connections to the platform's database and to sources, with errors that say what to do.
+
+A connection takes the group role that its work needs (least privilege), sets a recognisable application name and TCP
+timeouts, and works in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn, parse_dsn
+
+from headrace.errors import ServerError
+from headrace.store.queries import query
+
+Role = Literal["headrace_intake", "headrace_learner", "headrace_steer", "headrace_reader"]
+Row = tuple[Any, ...]
+
+
+def connect(dsn: str, *, role: Role | None = None, application: str = "headrace", autocommit: bool = False) -> Connection:
+    """Open a connection.
+
+    Raises
+    ------
+    ServerError
+        When the DSN is wrong or the server refuses; the message never shows a password.
+    """
+    try:
+        conn = psycopg2.connect(
+            dsn,
+            application_name=application,
+            connect_timeout=10,
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=15_000,
+            options="-c timezone=UTC -c bytea_output=hex",
+        )
+    except psycopg2.ProgrammingError as error:
+        raise ServerError(f"the DSN cannot be read: {_line(error)}; expected e.g. postgresql://user@host/database") from error
+    except psycopg2.OperationalError as error:
+        raise ServerError(f"cannot connect to {describe(dsn)}: {_line(error)}") from error
+    conn.autocommit = autocommit
+    if role is not None:
+        try:
+            with conn.cursor() as cursor:
+                cursor.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+            if not autocommit:
+                conn.commit()
+        except psycopg2.Error as error:
+            conn.close()
+            raise ServerError(
+                f"cannot take role {role} on {describe(dsn)}: {_line(error)}; run `headrace migrate` as the owner, or grant it"
+            ) from error
+    return conn
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def describe(dsn: str) -> str:
+    """Where a DSN points to, without its password.
+
+    >>> describe("postgresql://ada:secret@db.example:5433/shop")
+    'ada@db.example:5433/shop'
+    """
+    try:
+        parts = parse_dsn(dsn)
+    except psycopg2.ProgrammingError:
+        return "an unreadable DSN"
+    if "service" in parts:
+        return f"service {parts['service']}"
+    user = f"{parts['user']}@" if "user" in parts else ""
+    port = f":{parts['port']}" if "port" in parts else ""
+    return f"{user}{parts.get('host', 'localhost')}{port}/{parts.get('dbname', parts.get('user', 'postgres'))}"
+
+
+def with_database(dsn: str, database: str) -> str:
+    """The same server's DSN with another database."""
+    return make_dsn(dsn, dbname=database)
+
+
+@contextmanager
+def transaction(conn: Connection) -> Iterator[Connection]:
+    """One transaction: committed at the end, rolled back on any exception."""
+    try:
+        yield conn
+    except BaseException:
+        if not conn.closed:
+            conn.rollback()
+        raise
+    conn.commit()
+
+
+def rows(conn: Connection, name: str, params: Mapping[str, Any] | None = None, *, schema: str | None = None) -> list[Row]:
+    """All rows of a named query."""
+    with conn.cursor() as cursor:
+        cursor.execute(query(name, schema), params or {})
+        return cursor.fetchall()
+
+
+def row(conn: Connection, name: str, params: Mapping[str, Any] | None = None, *, schema: str | None = None) -> Row | None:
+    """The first row of a named query, or None."""
+    with conn.cursor() as cursor:
+        cursor.execute(query(name, schema), params or {})
+        return cursor.fetchone()
+
+
+def run(conn: Connection, name: str, params: Mapping[str, Any] | None = None, *, schema: str | None = None) -> int:
+    """Run a named query that returns nothing; gives the number of rows it touched."""
+    with conn.cursor() as cursor:
+        cursor.execute(query(name, schema), params or {})
+        return cursor.rowcount

@@ -1,0 +1,323 @@
+"""The training log in SQL: appending what the join made, reading ranges back in columns.
+
+`Appender` writes entries, quarantine, held labels, counts, epochs and position; its caller owns the transaction, so all
+of it becomes durable at once. `read` gives a contiguous range as a `LogBatch`. COPY BINARY both ways: a field of the
+source's change stream is written as it came.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+
+from headrace.errors import ServerError
+from headrace.events import Columns, EpochRange, LabelKind, LogBatch, LogColumn, micros, moment
+from headrace.flow.admit import Admission
+from headrace.flow.copybinary import encode, pack, unpack
+from headrace.flow.features import plain
+from headrace.flow.join import Epoch, Join, Joined, Past
+from headrace.flow.pgtypes import FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
+from headrace.flow.wire import Cells, Fields
+from headrace.store import db
+from headrace.store.queries import all_queries, query
+
+PARTITION_ENTRIES = 1_000_000
+_KINDS = np.array([kind.name.lower() for kind in LabelKind], dtype=object)
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a stream's log goes."""
+
+    seq: int
+    lsn: str  # at the source: everything up to it is in the log
+    watermark: datetime | None
+    received_at: datetime | None
+    epoch: Epoch
+    system_identifier: str
+    timeline: int
+    consistent_lsn: str
+    slot: str
+    commit_time: datetime | None
+
+
+@dataclass(frozen=True)
+class Commits:
+    """The commits of a chunk: where they end at the source and when they were made."""
+
+    end_lsn: Sequence[str]
+    time: Sequence[datetime]
+
+
+def position(conn: Connection, stream: str) -> Position | None:
+    """The log's position; None before the history import is complete."""
+    row = db.row(conn, "log_position", {"stream": stream})
+    if row is None:
+        return None
+    seq, lsn, watermark, received, number, first, labels, epoch_watermark, system, timeline, consistent, slot, commit = row
+    epoch = Epoch(number, first, labels, None if epoch_watermark is None else micros(epoch_watermark))
+    return Position(seq, lsn, watermark, received, epoch, system, timeline, consistent, slot, commit)
+
+
+class Appender:
+    """Writes one stream's log.
+
+    Parameters
+    ----------
+    stream, definition_hash
+        The stream, and the hash of the definition that its entries are made by.
+    columns
+        The events table's columns after seq.
+    """
+
+    def __init__(self, stream: str, definition_hash: str, columns: Sequence[LogColumn]) -> None:
+        self.stream, self._hash, self._columns = stream, definition_hash, tuple(columns)
+        self._partitions: dict[str, set[str]] = {}
+
+    def append(self, conn: Connection, joined: Joined, admission: Admission, commits: Commits, origin: str) -> None:
+        """Write what a chunk of commits added; the position is moved by `move`.
+
+        Parameters
+        ----------
+        joined, admission
+            What the join made of the chunk, and the rows that it was made of.
+        commits
+            The chunk's commits, by the ordinals in `joined.segments`.
+        origin
+            "history" or "stream".
+        """
+        now = datetime.now(UTC)
+        if joined.segments:
+            self._make_room(conn, joined.segments[0][0], joined.segments[-1][1])
+            self._write_events(conn, joined, admission.groups)
+            self._write_labels(conn, joined)
+            segments = (
+                (first, last, commits.end_lsn[c], commits.time[c], now, moment(watermark), self._hash, origin)
+                for first, last, c, watermark in joined.segments
+            )
+            self._copy_text(conn, "write_segments", segments)
+        for epoch in joined.epochs:
+            db.run(conn, "add_epoch", {"stream": self.stream, **_epoch_params(epoch)})
+        refused = admission.refusals + [admission.duplicate(row, commit) for row, commit in joined.duplicates]
+        if refused:
+            rows = (
+                (r.relation, r.key, r.expectation, r.found, r.reason, json.dumps(r.content), commits.end_lsn[r.commit], origin, now)
+                for r in refused
+            )
+            self._copy_text(conn, "write_quarantine", rows)
+        self._write_held(conn, joined, admission.key_text, commits, now)
+        joined.counts.received += admission.received
+        joined.counts.ignored += admission.ignored
+        joined.counts.quarantined += len(admission.refusals)
+        db.run(conn, "add_accounting", {"stream": self.stream, "origin": origin, **asdict(joined.counts)})
+
+    def past(self, conn: Connection, keys: dict[bytes, str]) -> dict[bytes, Past]:
+        """What the log says of events by their keys; `keys` maps wire bytes to text."""
+        if not keys:
+            return {}
+        text = self._typed("past_events")
+        with conn.cursor() as cursor:
+            cursor.execute(text, {"keys": list(keys.values())})
+            found = {key: Past(seq, np.nan if y is None else y) for key, seq, y in cursor.fetchall()}
+        return {wire: found[text] for wire, text in keys.items() if text in found}
+
+    def resume(self, conn: Connection, join: Join, at: Position) -> None:
+        """Bring a join to where the log stands."""
+        watermark = -(2**63) if at.watermark is None else micros(at.watermark)
+        held: dict[bytes, tuple[float, int]] = {}
+        cells = unpack(copy_out(conn, query("read_held", self.stream)), 3)
+        ys, times = decode(cells, 1, FLOAT8).to_float(), decode(cells, 2, TIMESTAMPTZ).values
+        for i in range(cells.rows):
+            held[cells.column(0).bytes_at(i)] = (float(ys[i]), int(times[i]))
+        join.resume(seq=at.seq, watermark=watermark, epoch=at.epoch, held=held)
+        if at.watermark is None:
+            return
+        since = moment(watermark - join.window)
+        text = sql.SQL(all_queries()["read_open"]).format(schema=sql.Identifier(self.stream), since=sql.Literal(since))
+        cells = unpack(copy_out(conn, text), 3)
+        keys = [cells.column(0).bytes_at(i) for i in range(cells.rows)]
+        join.reopen(keys, decode(cells, 1, INT8).values.tolist(), decode(cells, 2, TIMESTAMPTZ).values.tolist())
+
+    def _write_events(self, conn: Connection, joined: Joined, groups: Sequence[tuple[int, Cells, Sequence[int]]]) -> None:
+        seqs, rows = np.array(joined.event_seq, dtype=np.int64), np.array(joined.event_row, dtype=np.int64)
+        names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._columns)
+        text = sql.SQL(all_queries()["write_events"]).format(schema=sql.Identifier(self.stream), columns=names)
+        for first, cells, fields in groups:
+            mine = (rows >= first) & (rows < first + cells.rows)
+            if mine.any():
+                taken = cells.take(rows[mine] - first)
+                _copy_in(conn, text, [encode(seqs[mine], INT8), *(taken.column(i) for i in fields)])
+
+    def _write_labels(self, conn: Connection, joined: Joined) -> None:
+        if not joined.label_seq:
+            return
+        y, before = np.array(joined.y), np.array(joined.y_before)
+        fields = [
+            encode(np.array(joined.label_seq, dtype=np.int64), INT8),
+            encode(np.array(joined.label_event, dtype=np.int64), INT8),
+            encode(_KINDS[np.array(joined.label_kind)], TEXT),
+            encode(y, FLOAT8, np.isnan(y)),
+            encode(before, FLOAT8, np.isnan(before)),
+            encode(np.array(joined.label_time, dtype=np.int64), TIMESTAMPTZ),
+        ]
+        _copy_in(conn, query("write_labels", self.stream), fields)
+
+    def _write_held(self, conn: Connection, joined: Joined, keys: dict[bytes, str], commits: Commits, now: datetime) -> None:
+        if joined.released:
+            with conn.cursor() as cursor:
+                cursor.execute(self._typed("release_labels"), {"keys": [keys[key] for key in joined.released]})
+        for key, (commit, y, time) in joined.held.items():
+            params = {"key": keys[key], "y": y, "label_time": moment(time), "lsn": commits.end_lsn[commit], "received_at": now}
+            db.run(conn, "hold_label", params, schema=self.stream)
+
+    def _copy_text(self, conn: Connection, name: str, lines: Any) -> None:
+        file = io.StringIO("".join("\t".join(map(_text, line)) + "\n" for line in lines))
+        with conn.cursor() as cursor:
+            cursor.copy_expert(query(name, self.stream), file)
+
+    def _typed(self, name: str) -> sql.Composable:
+        return sql.SQL(all_queries()[name]).format(schema=sql.Identifier(self.stream), key_type=sql.SQL(self._columns[0].type_name))
+
+    def _make_room(self, conn: Connection, first: int, last: int) -> None:
+        """Partitions for a range of seq; a partition that closes gets its look-up index."""
+        for parent, lookup in (("events", "key"), ("labels", "event_seq")):
+            known = self._partitions.get(parent)
+            if known is None:
+                found = db.rows(conn, "partitions", {"parent": f'"{self.stream}".{parent}'})
+                known = self._partitions[parent] = {name for (name,) in found}
+            for number in range(first // PARTITION_ENTRIES, last // PARTITION_ENTRIES + 1):
+                if _partition(parent, number) not in known:
+                    self._add_partition(conn, parent, number)
+                    known.add(_partition(parent, number))
+                    if (before := _partition(parent, number - 1)) in known:
+                        self._execute(conn, "index_closed_partition", name=before, column=lookup)
+
+    def _add_partition(self, conn: Connection, parent: str, number: int) -> None:
+        name, first = _partition(parent, number), number * PARTITION_ENTRIES
+        self._execute(conn, "create_partition", name=name, parent=parent)
+        self._execute(conn, "attach_partition", name=name, parent=parent, first=first, last=first + PARTITION_ENTRIES)
+
+    def _execute(self, conn: Connection, statement: str, /, **parts: str | int) -> None:
+        composed = {k: sql.Identifier(v) if isinstance(v, str) else sql.Literal(v) for k, v in parts.items()}
+        with conn.cursor() as cursor:
+            cursor.execute(sql.SQL(all_queries()[statement]).format(schema=sql.Identifier(self.stream), **composed))
+
+    def forget_partitions(self) -> None:
+        """After a rollback: look them up again."""
+        self._partitions.clear()
+
+
+def move(
+    conn: Connection, stream: str, join: Join, *, slot: str, system_identifier: str, timeline: int, lsn: str,
+    commit_time: datetime | None, received_at: datetime | None,
+) -> None:  # fmt: skip
+    """Move the stream's position to where the join stands, in the caller's transaction."""
+    params = {
+        "stream": stream,
+        "slot": slot,
+        "system_identifier": system_identifier,
+        "timeline": timeline,
+        "lsn": lsn,
+        "seq": join.seq,
+        "epoch": join.epoch.number,
+        "epoch_seq_first": join.epoch.seq_first,
+        "epoch_labels": join.epoch.labels,
+        "epoch_watermark_first": None if join.epoch.watermark_first is None else moment(join.epoch.watermark_first),
+        "watermark": None if join.watermark == -(2**63) else moment(join.watermark),
+        "commit_time": commit_time,
+        "received_at": received_at,
+    }
+    db.run(conn, "move_position", params)
+
+
+def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int, upto: int) -> LogBatch:
+    """Entries after `after` up to `upto`, which must be in the log already."""
+    events, event_columns = _read_events(conn, "read_events", stream, columns, after=after, upto=upto)
+    labels = _unpack(conn, "read_labels", stream, 6, after=after, upto=upto)
+    segments = _unpack(conn, "read_segments", stream, 3, after=after, upto=upto)
+    starts, watermarks = decode(segments, 0, INT8).values, decode(segments, 1, TIMESTAMPTZ).values
+    label_seq = decode(labels, 0, INT8).values
+    if len(events) + len(label_seq) != upto - after:
+        raise ServerError(
+            f"the log of {stream!r} has {len(events) + len(label_seq)} entries from seq {after + 1} to {upto}, expected "
+            f"{upto - after}: run `headrace check`"
+        )
+    received = decode(segments, 2, TIMESTAMPTZ).values
+    epochs = db.rows(conn, "read_epochs", {"stream": stream, "after": after, "upto": upto})
+    return LogBatch(
+        seq_first=after + 1,
+        seq_last=upto,
+        event_seq=events,
+        event_time=np.asarray(event_columns["event_time"], dtype=np.int64),
+        events=event_columns,
+        clock_events=watermarks[np.searchsorted(starts, events, side="right") - 1],
+        label_seq=label_seq,
+        label_event=decode(labels, 1, INT8).values,
+        label_kind=decode(labels, 2, INT4).values,
+        y=decode(labels, 3, FLOAT8).to_float(),
+        y_before=decode(labels, 4, FLOAT8).to_float(),
+        label_time=decode(labels, 5, TIMESTAMPTZ).values,
+        clock_labels=watermarks[np.searchsorted(starts, label_seq, side="right") - 1],
+        epochs=tuple(EpochRange(n, first, last, k, micros(a), micros(b)) for n, first, last, k, a, b in epochs),
+        received_through=moment(int(received[-1])) if len(received) else None,
+    )
+
+
+def read_events(conn: Connection, stream: str, columns: Sequence[LogColumn], seqs: NDArray[np.int64]) -> Columns:
+    """Log columns of some events, in order of seq."""
+    parts = {"seqs": sql.SQL("{}::bigint[]").format(sql.Literal(seqs.tolist()))}
+    return _read_events(conn, "read_events_by_seq", stream, columns, **parts)[1]
+
+
+def _read_events(
+    conn: Connection, name: str, stream: str, columns: Sequence[LogColumn], **parts: int | sql.Composable
+) -> tuple[NDArray[np.int64], Columns]:
+    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
+    cells = _unpack(conn, name, stream, len(columns) + 1, columns=names, **parts)
+    seqs: NDArray[np.int64] = decode(cells, 0, INT8).values
+    return seqs, {c.name: plain(decode(cells, i, c.type_oid)) for i, c in enumerate(columns, start=1)}
+
+
+def _unpack(conn: Connection, name: str, stream: str, width: int, **parts: int | sql.Composable) -> Cells:
+    composed = {k: sql.Literal(v) if isinstance(v, int) else v for k, v in parts.items()}
+    text = sql.SQL(all_queries()[name]).format(schema=sql.Identifier(stream), **composed)
+    return unpack(copy_out(conn, text), width)
+
+
+def copy_out(conn: Connection, text: sql.Composable) -> bytes:
+    """What a COPY ... TO STDOUT gives."""
+    file = io.BytesIO()
+    with conn.cursor() as cursor:
+        cursor.copy_expert(text, file)
+    return file.getvalue()
+
+
+def _copy_in(conn: Connection, text: sql.Composable, fields: Sequence[Fields]) -> None:
+    with conn.cursor() as cursor:
+        cursor.copy_expert(text, io.BytesIO(pack(fields).data))
+
+
+def _text(value: object) -> str:
+    """One value in COPY's text format."""
+    if value is None:
+        return r"\N"
+    text = value.isoformat() if isinstance(value, datetime) else str(value)
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _epoch_params(epoch: EpochRange) -> dict[str, Any]:
+    times = {"watermark_first": moment(epoch.watermark_first), "watermark_last": moment(epoch.watermark_last)}
+    return {**asdict(epoch), **times}
+
+
+def _partition(parent: str, number: int) -> str:
+    return f"{parent}_{number:06d}"

@@ -1,0 +1,347 @@
+"""The source database: what a stream needs of it, the statements that prepare it, and reading its change stream.
+
+Least privilege: REPLICATION and SELECT. headrace runs no DDL there; `statements` are for whoever may. The position that
+is acknowledged is always one that the platform has made durable.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+from psycopg2 import errorcodes, sql
+from psycopg2.extensions import connection as Connection
+from psycopg2.extras import LogicalReplicationConnection, ReplicationCursor
+
+from headrace.definition.stream import Stream
+from headrace.errors import SlotError, SourceError
+from headrace.events import LogColumn
+from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
+from headrace.store import db
+
+_SLOT_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried."""
+
+    ok: bool
+    what: str
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class System:
+    """Which cluster this is."""
+
+    identifier: str
+    timeline: int
+    lsn: str
+
+
+def identifiers(table: str) -> sql.Identifier:
+    """`schema.table` as an identifier."""
+    return sql.Identifier(*table.split("."))
+
+
+def needed_columns(stream: Stream) -> dict[str, tuple[str, ...]]:
+    """Columns that the stream reads, by table."""
+    label = stream.label
+    events = (stream.source.key, stream.source.event_time, *stream.columns())
+    return {stream.source.table: events, label.table: tuple(dict.fromkeys((label.key, label.value.column, label.label_time)))}
+
+
+def statements(stream: Stream, role: str = "headrace") -> str:
+    """The statements that prepare the source for a stream, for a DBA to run: `headrace source-sql`.
+
+    The publication sends only the columns that the stream reads, and the key columns that Postgres asks for.
+    """
+    tables = needed_columns(stream)
+    listed = ",\n    ".join(f"{_quoted(table)} ({', '.join(map(_quoted, columns))})" for table, columns in tables.items())
+    grants = "\n".join(
+        f"GRANT USAGE ON SCHEMA {_quoted(table.split('.')[0])} TO {_quoted(role)};\nGRANT SELECT ON {_quoted(table)} TO {_quoted(role)};"
+        for table in tables
+    )
+    return (
+        f"-- Prepares a database for the stream {stream.name}. Run it as the tables' owner; wal_level must be logical\n"
+        "-- (ALTER SYSTEM SET wal_level = logical, then restart). Bound what a forgotten slot may cost:\n"
+        "-- ALTER SYSTEM SET max_slot_wal_keep_size = '10GB';\n"
+        f"CREATE PUBLICATION {_quoted(stream.publication)} FOR TABLE\n    {listed}\n"
+        "    WITH (publish = 'insert, update, delete', publish_via_partition_root = true);\n"
+        f"-- The role that headrace connects as, if it is not there yet:\n"
+        f"-- CREATE ROLE {_quoted(role)} LOGIN REPLICATION PASSWORD '...';\n{grants}\n"
+    )
+
+
+def _quoted(name: str) -> str:
+    parts = (p if re.fullmatch(r"[a-z_][a-z0-9_]*", p) else '"' + p.replace('"', '""') + '"' for p in name.split("."))
+    return ".".join(parts)
+
+
+def log_columns(conn: Connection, stream: Stream) -> tuple[LogColumn, ...]:
+    """The log's columns with the source's types.
+
+    Raises
+    ------
+    SourceError
+        Listing every table and column that is missing or of a type that headrace cannot read.
+    """
+    problems = [f for f in _check_columns(conn, stream) if not f.ok]
+    if problems:
+        raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
+    types = column_types(conn, stream.source.table)
+    source = stream.source
+    names = [(stream.log_column(c), c) for c in (source.key, source.event_time, *stream.columns())]
+    return tuple(LogColumn(log, name, *types[name]) for log, name in names)
+
+
+def _types(conn: Connection, table: str) -> dict[str, tuple[int, str]]:
+    return {name: (oid, text) for name, oid, text in db.rows(conn, "source_columns", {"table": table})}
+
+
+def _check_columns(conn: Connection, stream: Stream) -> Iterator[Finding]:
+    """Tables, columns, types and replica identities."""
+    types = {table: column_types(conn, table) for table in needed_columns(stream)}
+    for table, columns in needed_columns(stream).items():
+        if not types[table]:
+            yield Finding(False, f"table {table}", "there is no such table", "create it, or correct the stream's definition")
+            continue
+        for column in columns:
+            if column not in types[table]:
+                known = ", ".join(types[table])
+                yield Finding(False, f"column {table}.{column}", f"not among {known}", "correct the stream's definition")
+            elif types[table][column][0] not in SUPPORTED:
+                names = ", ".join(t.name for t in SUPPORTED.values())
+                found = f"has type {types[table][column][1]}, expected one of {names}"
+                yield Finding(False, f"column {table}.{column}", found, "leave it out, or publish a column of such a type")
+    events, labels = types[stream.source.table], types[stream.label.table]
+    for table, column, found_types in (
+        (stream.source.table, stream.source.event_time, events),
+        (stream.label.table, stream.label.label_time, labels),
+    ):
+        if column in found_types and found_types[column][0] != TIMESTAMPTZ:
+            found = f"has type {found_types[column][1]}, expected timestamp with time zone"
+            yield Finding(False, f"time {table}.{column}", found, "times without a zone are ambiguous: change the column's type")
+    for column in stream.feature_columns("number"):
+        if column in events and SUPPORTED.get(events[column][0], SUPPORTED[25]).kind not in ("int", "float", "numeric", "bool"):
+            found = f"has type {events[column][1]}, expected a number"
+            yield Finding(False, f"number {stream.source.table}.{column}", found, f"declare category({column!r}) instead")
+    keys = events.get(stream.source.key), labels.get(stream.label.key)
+    if keys[0] and keys[1] and keys[0][0] != keys[1][0]:
+        found = f"{stream.source.table}.{stream.source.key} is {keys[0][1]}, {stream.label.table}.{stream.label.key} is {keys[1][1]}"
+        yield Finding(False, "keys", found, "give both the same type")
+
+
+def doctor(dsn: str, stream: Stream) -> list[Finding]:
+    """Try everything that the intake will need; nothing is left behind.
+
+    Raises
+    ------
+    ServerError
+        When no connection can be made at all.
+    """
+    findings = []
+    with closing(db.connect(dsn, application="headrace doctor", autocommit=True)) as conn:
+        settings = db.row(conn, "source_settings")
+        assert settings is not None  # one row of settings
+        wal_level, slots, used, keep, version = settings
+        findings.append(Finding(True, "connection", f"PostgreSQL {version // 10_000} at {db.describe(dsn)}"))
+        remedy = "ALTER SYSTEM SET wal_level = logical, then restart the server (managed services: their parameter group)"
+        findings.append(Finding(wal_level == "logical", "wal_level", f"{wal_level}, expected logical", remedy))
+        findings.append(
+            Finding(used < slots, "replication slots", f"{used} of {slots} in use", "raise max_replication_slots, or drop unused ones")
+        )
+        if keep == "-1":
+            findings.append(
+                Finding(True, "max_slot_wal_keep_size", "unlimited: a slot that nobody reads would fill the disk; consider a limit")
+            )
+        bad = list(_check_columns(conn, stream))
+        findings.extend(bad or [Finding(True, "tables and columns", "all there, of types that headrace reads")])
+        if not bad:
+            findings.extend(_try_select(conn, stream))
+            findings.extend(_check_identity(conn, stream))
+        findings.extend(check_publication(conn, stream))
+    if wal_level == "logical":
+        findings.append(_try_slot(dsn))
+    return findings
+
+
+def _try_select(conn: Connection, stream: Stream) -> Iterator[Finding]:
+    for table, columns in needed_columns(stream).items():
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        try:
+            with conn.cursor() as cursor:
+                cursor.execute(sql.SQL("SELECT {} FROM {} LIMIT 0").format(names, identifiers(table)))
+            yield Finding(True, f"SELECT on {table}", "granted")
+        except psycopg2.errors.InsufficientPrivilege as error:
+            yield Finding(False, f"SELECT on {table}", str(error).strip(), "run the GRANTs of `headrace source-sql`")
+
+
+def _check_identity(conn: Connection, stream: Stream) -> Iterator[Finding]:
+    for table in needed_columns(stream):
+        row = db.row(conn, "source_identity", {"table": table})
+        identity, primary = row if row else ("n", False)
+        named = identity in ("f", "i") or (identity == "d" and primary)
+        found = {"n": "NOTHING", "d": "DEFAULT without a primary key"}.get(identity, identity)
+        yield Finding(
+            named,
+            f"replica identity of {table}",
+            "names its rows" if named else f"{found}: updates and deletes of published rows would fail",
+            f"ALTER TABLE {table} ADD PRIMARY KEY (...), or ALTER TABLE {table} REPLICA IDENTITY FULL",
+        )
+
+
+def check_publication(conn: Connection, stream: Stream) -> Iterator[Finding]:
+    """Whether the stream's publication sends what it needs."""
+    published = dict(db.rows(conn, "source_publication", {"publication": stream.publication}))
+    remedy = f"run the statements of `headrace source-sql {stream.name}` as the tables' owner"
+    if not published:
+        yield Finding(False, f"publication {stream.publication}", "missing, or without tables", remedy)
+        return
+    for table, columns in needed_columns(stream).items():
+        missing = [c for c in columns if c not in (published.get(table) or ())]
+        found = "sends all columns needed" if not missing else f"lacks {', '.join(missing)}"
+        yield Finding(not missing, f"publication of {table}", found, remedy)
+
+
+def _try_slot(dsn: str) -> Finding:
+    try:
+        with replication(dsn) as cursor:
+            _create(cursor, "headrace_doctor_try", temporary=True)
+    except (SourceError, psycopg2.Error) as error:
+        return Finding(False, "replication", " ".join(str(error).split()), "ALTER ROLE ... REPLICATION, and a direct DSN without a pooler")
+    return Finding(True, "replication", "a slot could be created")
+
+
+@contextmanager
+def replication(dsn: str) -> Iterator[ReplicationCursor]:
+    """A replication connection's cursor.
+
+    Raises
+    ------
+    SourceError
+        When the server refuses replication to this role, or a pooler stands between.
+    """
+    try:
+        conn = psycopg2.connect(
+            dsn, connection_factory=LogicalReplicationConnection, application_name="headrace intake", connect_timeout=10
+        )
+    except psycopg2.OperationalError as error:
+        raise SourceError(
+            f"{db.describe(dsn)} refuses a replication connection: {' '.join(str(error).split())}; expected a role with "
+            "REPLICATION and a direct DSN (no pooler): run `headrace doctor`"
+        ) from error
+    with closing(conn), conn.cursor() as cursor:
+        yield cursor
+
+
+def system(cursor: ReplicationCursor) -> System:
+    """Which cluster a replication connection talks to."""
+    cursor.execute("IDENTIFY_SYSTEM")
+    row = cursor.fetchone()
+    assert row is not None  # the command always answers
+    return System(row[0], row[1], row[2])
+
+
+def create_slot(dsn: str, cursor: ReplicationCursor, slot: str) -> tuple[str, str]:
+    """Create a slot; gives (consistent LSN, name of the exported snapshot), which lives until the cursor's next command.
+
+    Raises
+    ------
+    SlotError
+        When it is there already, or older transactions block it; the message names them.
+    """
+    try:
+        row = _create(cursor, slot)
+    except psycopg2.errors.DuplicateObject as error:
+        raise SlotError(f"slot {slot!r} is there already, but the log knows no position in it: drop it, then start again") from error
+    except psycopg2.errors.QueryCanceled as error:
+        with closing(db.connect(dsn, autocommit=True)) as conn:
+            names = [f"pid {pid} ({user}, {state}: {text})" for pid, user, state, text in db.rows(conn, "source_blockers")]
+        raise SlotError(
+            f"slot {slot!r} could not be created within {_SLOT_SECONDS:g} s, since older transactions are still open: "
+            f"{'; '.join(names) or 'none by now'}; end them, or try again"
+        ) from error
+    return row[1], row[2]
+
+
+def _create(cursor: ReplicationCursor, slot: str, *, temporary: bool = False) -> tuple[Any, ...]:
+    timer = threading.Timer(_SLOT_SECONDS, cursor.connection.cancel)
+    timer.start()
+    try:
+        kind = sql.SQL(" TEMPORARY" if temporary else "")
+        cursor.execute(sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput").format(sql.Identifier(slot), kind))
+        row = cursor.fetchone()
+    finally:
+        timer.cancel()
+    assert row is not None  # the command always answers
+    return row
+
+
+def drop_slot(conn: Connection, slot: str) -> None:
+    """Drop a slot if it is there.
+
+    Raises
+    ------
+    SlotError
+        When somebody reads it.
+    """
+    if db.row(conn, "source_slot", {"slot": slot}) is None:
+        return
+    try:
+        db.run(conn, "drop_slot", {"slot": slot})
+    except psycopg2.errors.ObjectInUse as error:
+        raise SlotError(f"slot {slot!r} is in use by another reader: {' '.join(str(error).split())}; stop that one first") from error
+
+
+def start(cursor: ReplicationCursor, slot: str, publication: str, lsn: str) -> None:
+    """Start streaming after a position.
+
+    Raises
+    ------
+    SlotError
+        When the slot is missing, invalidated or in use.
+    """
+    try:
+        cursor.start_replication(
+            slot_name=slot,
+            decode=False,
+            start_lsn=lsn,
+            status_interval=10,
+            options={"proto_version": "1", "publication_names": publication, "binary": "true", "messages": "true"},
+        )
+    except psycopg2.errors.ObjectInUse as error:
+        raise SlotError(f"slot {slot!r} is in use by another reader; stop that one first") from error
+    except psycopg2.errors.UndefinedObject as error:
+        raise SlotError(f"slot {slot!r} or publication {publication!r} is missing at the source: {' '.join(str(error).split())}") from error
+    except psycopg2.Error as error:
+        if error.pgcode == errorcodes.OBJECT_NOT_IN_PREREQUISITE_STATE:
+            raise SlotError(f"slot {slot!r} was invalidated: {' '.join(str(error).split())}; its WAL is gone") from error
+        raise
+
+
+def lsn_text(lsn: int) -> str:
+    """An LSN as Postgres writes it.
+
+    >>> lsn_text(0x1_0000_00A8)
+    '1/A8'
+    """
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def lsn_number(text: str) -> int:
+    """The inverse of `lsn_text`."""
+    high, low = text.split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def columns_text(columns: Sequence[str]) -> sql.Composed:
+    """Columns as a list of identifiers."""
+    return sql.SQL(", ").join(map(sql.Identifier, columns))

@@ -1,0 +1,298 @@
+-- Group roles, without login: a process connects as the deployment's user and takes the one that its work needs.
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['headrace_intake', 'headrace_learner', 'headrace_steer', 'headrace_reader'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+        END IF;
+        IF NOT pg_has_role(current_user, wanted, 'MEMBER') THEN
+            EXECUTE format('GRANT %I TO %I', wanted, current_user);
+        END IF;
+    END LOOP;
+END $$;
+
+CREATE TYPE headrace.label_kind AS ENUM ('observed', 'timeout', 'correction');
+
+CREATE TABLE headrace.repeatable (
+    name text PRIMARY KEY,
+    sha256 text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE headrace.repeatable IS 'Hashes of the views as last applied: a second migrate changes nothing.';
+
+CREATE TABLE headrace.streams (
+    stream text PRIMARY KEY,
+    definition jsonb NOT NULL,
+    definition_hash text NOT NULL,
+    columns jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE headrace.streams IS 'One row per stream. Its row lock serialises every decision about who serves.';
+COMMENT ON COLUMN headrace.streams.columns IS 'The log''s columns: [{name, source, type}], key and event_time first.';
+
+CREATE TABLE headrace.artifacts (
+    sha256 text PRIMARY KEY,
+    content bytea NOT NULL
+);
+COMMENT ON TABLE headrace.artifacts IS 'Large arrays of model states, by content: an array that did not change is stored once.';
+
+CREATE TABLE headrace.versions (
+    stream text NOT NULL REFERENCES headrace.streams,
+    version text NOT NULL,
+    number integer NOT NULL,
+    recipe text NOT NULL,
+    config jsonb NOT NULL,
+    first_seq bigint NOT NULL,
+    evidence_seq bigint NOT NULL,
+    status text NOT NULL CHECK (status IN ('candidate', 'catching_up', 'shadow', 'champion', 'probation', 'retired', 'rejected')),
+    engine jsonb NOT NULL,
+    code_sha text NOT NULL,
+    definition_hash text NOT NULL,
+    heldout jsonb,
+    rebuildable boolean NOT NULL DEFAULT true,
+    dag_run_id text,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (stream, version),
+    UNIQUE (stream, number)
+);
+COMMENT ON TABLE headrace.versions IS 'A version: recipe + configuration + base + first seq + engine. status is what should be true; learners make it so.';
+COMMENT ON COLUMN headrace.versions.evidence_seq IS 'First seq whose epochs may count as evidence for this version: after its registration, for a new recipe.';
+
+CREATE TABLE headrace.checkpoints (
+    stream text NOT NULL,
+    version text NOT NULL,
+    seq bigint NOT NULL,
+    epoch integer NOT NULL,
+    digest bytea NOT NULL,
+    state_digest bytea NOT NULL,
+    engine text NOT NULL,
+    arrays jsonb NOT NULL,
+    state bytea NOT NULL,
+    learned bigint NOT NULL,
+    bytes bigint NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (stream, version, seq),
+    FOREIGN KEY (stream, version) REFERENCES headrace.versions
+);
+COMMENT ON TABLE headrace.checkpoints IS 'A version''s state at a seq, written together with the metrics up to it.';
+COMMENT ON COLUMN headrace.checkpoints.arrays IS 'Large arrays kept in headrace.artifacts: {array name: sha256}.';
+
+CREATE TABLE headrace.epochs (
+    stream text NOT NULL,
+    epoch integer NOT NULL,
+    seq_first bigint NOT NULL,
+    seq_last bigint NOT NULL,
+    labels integer NOT NULL,
+    watermark_first timestamptz NOT NULL,
+    watermark_last timestamptz NOT NULL,
+    PRIMARY KEY (stream, epoch),
+    CHECK (seq_first <= seq_last)
+);
+COMMENT ON TABLE headrace.epochs IS 'Ranges of seq fixed by the intake, the same for all versions, blind to losses.';
+
+CREATE TABLE headrace.epoch_metrics (
+    stream text NOT NULL,
+    version text NOT NULL,
+    epoch integer NOT NULL,
+    seq_first bigint NOT NULL,
+    seq_last bigint NOT NULL,
+    labels integer NOT NULL,
+    positives integer NOT NULL,
+    loss_sum double precision NOT NULL,
+    loss_sq_sum double precision NOT NULL,
+    brier_sum double precision NOT NULL,
+    p_sum double precision NOT NULL,
+    clips integer NOT NULL,
+    histogram bytea NOT NULL,
+    learned integer NOT NULL,
+    unscored integer NOT NULL,
+    cpu_seconds double precision NOT NULL,
+    peak_rss_bytes bigint NOT NULL,
+    event_time_first timestamptz,
+    event_time_last timestamptz,
+    mode text NOT NULL CHECK (mode IN ('live', 'replay')),
+    digest bytea NOT NULL,
+    engine text NOT NULL,
+    written_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (stream, version, epoch)
+);
+COMMENT ON TABLE headrace.epoch_metrics IS 'Mergeable sums of one version over one epoch, with the digest of its scores chained from the epoch before.';
+
+CREATE TABLE headrace.slice_metrics (
+    stream text NOT NULL,
+    version text NOT NULL,
+    epoch integer NOT NULL,
+    slice text NOT NULL,
+    value text NOT NULL,
+    labels integer NOT NULL,
+    positives integer NOT NULL,
+    loss_sum double precision NOT NULL,
+    p_sum double precision NOT NULL,
+    PRIMARY KEY (stream, version, epoch, slice, value)
+);
+
+CREATE TABLE headrace.training_curves (
+    stream text NOT NULL,
+    version text NOT NULL,
+    iteration integer NOT NULL,
+    loss_train double precision,
+    loss_heldout double precision,
+    PRIMARY KEY (stream, version, iteration),
+    FOREIGN KEY (stream, version) REFERENCES headrace.versions
+);
+COMMENT ON TABLE headrace.training_curves IS 'Log loss after each boosting iteration of a bootstrap, on its training part and on its held-out end.';
+
+CREATE TABLE headrace.serving_history (
+    stream text NOT NULL,
+    version text NOT NULL,
+    seq_first bigint NOT NULL,
+    seq_last bigint,
+    during tstzrange NOT NULL,
+    why text NOT NULL,
+    decision_id bigint,
+    PRIMARY KEY (stream, seq_first),
+    FOREIGN KEY (stream, version) REFERENCES headrace.versions
+);
+CREATE UNIQUE INDEX serving_history_current ON headrace.serving_history (stream) WHERE seq_last IS NULL;
+COMMENT ON TABLE headrace.serving_history IS 'Who serves from which seq to which, and why. The open row is the champion.';
+
+CREATE TABLE headrace.comparisons (
+    comparison_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    stream text NOT NULL,
+    champion text NOT NULL,
+    challenger text NOT NULL,
+    rule text NOT NULL CHECK (rule IN ('promotion', 'probation')),
+    evidence_seq bigint NOT NULL,
+    opened_at timestamptz NOT NULL DEFAULT now(),
+    closed_at timestamptz,
+    looked_at timestamptz,
+    evidence jsonb NOT NULL DEFAULT '{}'
+);
+CREATE UNIQUE INDEX comparisons_open ON headrace.comparisons (stream, champion, challenger, rule) WHERE closed_at IS NULL;
+COMMENT ON TABLE headrace.comparisons IS 'One champion against one challenger; evidence holds the numbers of the last look.';
+
+CREATE TABLE headrace.decisions (
+    decision_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    stream text NOT NULL,
+    decided_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    verdict text NOT NULL CHECK (verdict IN ('first', 'promote', 'keep', 'retire', 'rollback')),
+    champion text,
+    challenger text,
+    reason text NOT NULL,
+    evidence jsonb NOT NULL DEFAULT '{}',
+    epoch_first integer,
+    epoch_last integer,
+    seq bigint NOT NULL,
+    comparison_id bigint REFERENCES headrace.comparisons,
+    decided_by text NOT NULL,
+    approved_by text,
+    dag_run_id text,
+    run_type text
+);
+COMMENT ON TABLE headrace.decisions IS 'Every verdict with its reason and the numbers it stood on.';
+
+CREATE TABLE headrace.leases (
+    stream text NOT NULL,
+    role text NOT NULL,
+    holder text NOT NULL,
+    token bigint NOT NULL,
+    backend_pid integer NOT NULL,
+    acquired_at timestamptz NOT NULL,
+    renewed_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (stream, role)
+);
+COMMENT ON TABLE headrace.leases IS 'Who holds a writer''s role. Its connection holds an advisory lock; every transaction of a writer checks its token.';
+
+CREATE TABLE headrace.worker_progress (
+    stream text NOT NULL,
+    role text NOT NULL,
+    phase text NOT NULL,
+    done bigint NOT NULL,
+    goal bigint NOT NULL,
+    per_second double precision NOT NULL DEFAULT 0,
+    message text NOT NULL DEFAULT '',
+    received_through timestamptz,
+    reported_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (stream, role)
+);
+COMMENT ON TABLE headrace.worker_progress IS 'What each worker says it is doing: for people and progress bars, never for correctness.';
+
+CREATE TABLE headrace.intake_positions (
+    stream text PRIMARY KEY REFERENCES headrace.streams,
+    slot text NOT NULL,
+    system_identifier text NOT NULL,
+    timeline integer NOT NULL,
+    consistent_lsn pg_lsn NOT NULL,
+    lsn pg_lsn NOT NULL,
+    seq bigint NOT NULL,
+    epoch integer NOT NULL,
+    epoch_seq_first bigint NOT NULL,
+    epoch_labels integer NOT NULL,
+    epoch_watermark_first timestamptz,
+    watermark timestamptz,
+    commit_time timestamptz,
+    received_at timestamptz,
+    slot_wal_bytes bigint,
+    safe_wal_bytes bigint,
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON COLUMN headrace.intake_positions.slot_wal_bytes IS 'WAL that the slot keeps at the source, as the intake last saw it.';
+COMMENT ON TABLE headrace.intake_positions IS 'How far the log goes: the source position (a Commit''s end_lsn) and seq, moved in the log''s own transaction.';
+
+CREATE TABLE headrace.accounting (
+    stream text NOT NULL REFERENCES headrace.streams,
+    origin text NOT NULL CHECK (origin IN ('history', 'stream')),
+    received bigint NOT NULL DEFAULT 0,
+    events bigint NOT NULL DEFAULT 0,
+    labels bigint NOT NULL DEFAULT 0,
+    corrections bigint NOT NULL DEFAULT 0,
+    held bigint NOT NULL DEFAULT 0,
+    quarantined bigint NOT NULL DEFAULT 0,
+    ignored bigint NOT NULL DEFAULT 0,
+    timeouts bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (stream, origin)
+);
+COMMENT ON TABLE headrace.accounting IS 'What became of every change that was received. Timeouts are entries that no change caused.';
+
+CREATE TABLE headrace.quality_results (
+    quality_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    stream text NOT NULL,
+    dag_run_id text NOT NULL,
+    checked_at timestamptz NOT NULL DEFAULT now(),
+    seq_first bigint NOT NULL,
+    seq_last bigint NOT NULL,
+    expectation text NOT NULL,
+    success boolean NOT NULL,
+    rows_checked bigint,
+    rows_unexpected bigint,
+    observed jsonb,
+    exception text
+);
+COMMENT ON TABLE headrace.quality_results IS 'Each expectation''s result of each quality run.';
+
+CREATE TABLE headrace.incidents (
+    incident_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    stream text NOT NULL,
+    role text NOT NULL,
+    state text NOT NULL,
+    message text NOT NULL,
+    opened_at timestamptz NOT NULL DEFAULT now(),
+    closed_at timestamptz
+);
+COMMENT ON TABLE headrace.incidents IS 'What went wrong, in a named state, with what repairs it.';
+
+-- Privileges: the intake writes the log, learners their checkpoints and metrics, Airflow's tasks steer, people read.
+GRANT USAGE ON SCHEMA headrace TO headrace_intake, headrace_learner, headrace_steer, headrace_reader;
+GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO headrace_intake, headrace_learner, headrace_steer, headrace_reader;
+GRANT INSERT, UPDATE ON headrace.leases, headrace.worker_progress, headrace.incidents TO headrace_intake, headrace_learner, headrace_steer;
+GRANT INSERT, UPDATE, DELETE ON headrace.intake_positions, headrace.accounting, headrace.epochs TO headrace_intake;
+GRANT INSERT, DELETE ON headrace.checkpoints TO headrace_learner, headrace_steer;
+GRANT INSERT ON headrace.artifacts, headrace.epoch_metrics, headrace.slice_metrics TO headrace_learner, headrace_steer;
+GRANT UPDATE (status) ON headrace.versions TO headrace_learner;
+GRANT INSERT, UPDATE ON headrace.streams, headrace.versions, headrace.serving_history, headrace.comparisons, headrace.decisions,
+    headrace.quality_results, headrace.training_curves TO headrace_steer;
+GRANT DELETE ON headrace.versions, headrace.training_curves TO headrace_steer;
+GRANT UPDATE ON headrace.streams TO headrace_intake;

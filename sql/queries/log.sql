@@ -1,0 +1,112 @@
+-- log_position: how far the log goes, and the stream's clock
+SELECT seq, lsn::text, watermark, received_at, epoch, epoch_seq_first, epoch_labels, epoch_watermark_first,
+    system_identifier, timeline, consistent_lsn::text, slot, commit_time
+FROM headrace.intake_positions WHERE stream = %(stream)s;
+
+-- move_position: move seq and source position, in the log's own transaction
+INSERT INTO headrace.intake_positions AS p (stream, slot, system_identifier, timeline, consistent_lsn, lsn, seq, epoch, epoch_seq_first,
+    epoch_labels, epoch_watermark_first, watermark, commit_time, received_at, updated_at)
+VALUES (%(stream)s, %(slot)s, %(system_identifier)s, %(timeline)s, %(lsn)s, %(lsn)s, %(seq)s, %(epoch)s, %(epoch_seq_first)s,
+    %(epoch_labels)s, %(epoch_watermark_first)s, %(watermark)s, %(commit_time)s, %(received_at)s, now())
+ON CONFLICT (stream) DO UPDATE SET lsn = excluded.lsn, seq = excluded.seq, epoch = excluded.epoch,
+    epoch_seq_first = excluded.epoch_seq_first, epoch_labels = excluded.epoch_labels,
+    epoch_watermark_first = excluded.epoch_watermark_first, watermark = excluded.watermark,
+    commit_time = coalesce(excluded.commit_time, p.commit_time), received_at = coalesce(excluded.received_at, p.received_at),
+    updated_at = now();
+
+-- report_slot: what the intake saw of its slot at the source
+UPDATE headrace.intake_positions SET slot_wal_bytes = %(slot_wal_bytes)s, safe_wal_bytes = %(safe_wal_bytes)s, updated_at = now()
+WHERE stream = %(stream)s;
+
+-- add_accounting: what became of the changes of a transaction
+INSERT INTO headrace.accounting AS a (stream, origin, received, events, labels, corrections, held, quarantined, ignored, timeouts)
+VALUES (%(stream)s, %(origin)s, %(received)s, %(events)s, %(labels)s, %(corrections)s, %(held)s, %(quarantined)s, %(ignored)s,
+    %(timeouts)s)
+ON CONFLICT (stream, origin) DO UPDATE SET received = a.received + excluded.received, events = a.events + excluded.events,
+    labels = a.labels + excluded.labels, corrections = a.corrections + excluded.corrections, held = a.held + excluded.held,
+    quarantined = a.quarantined + excluded.quarantined, ignored = a.ignored + excluded.ignored,
+    timeouts = a.timeouts + excluded.timeouts;
+
+-- notify: wake the learners of a stream
+SELECT pg_notify(%(channel)s, '');
+
+-- add_epoch: an epoch that the entries of this transaction filled
+INSERT INTO headrace.epochs (stream, epoch, seq_first, seq_last, labels, watermark_first, watermark_last)
+VALUES (%(stream)s, %(epoch)s, %(seq_first)s, %(seq_last)s, %(labels)s, %(watermark_first)s, %(watermark_last)s);
+
+-- partitions: the log's partitions of a stream by name
+SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+WHERE i.inhparent = %(parent)s::regclass ORDER BY 1;
+
+-- create_partition: a new partition, attached so that readers are not blocked
+CREATE TABLE {schema}.{name} (LIKE {schema}.{parent} INCLUDING DEFAULTS INCLUDING INDEXES INCLUDING CONSTRAINTS);
+
+-- attach_partition: make it part of the log
+ALTER TABLE {schema}.{parent} ATTACH PARTITION {schema}.{name} FOR VALUES FROM ({first}) TO ({last});
+
+-- index_closed_partition: closed partitions are looked up by {column}, the hot one is not
+CREATE INDEX ON {schema}.{name} ({column});
+
+-- write_events: events of a transaction
+COPY {schema}.events (seq, {columns}) FROM STDIN (FORMAT binary);
+
+-- write_labels: labels of a transaction
+COPY {schema}.labels (seq, event_seq, kind, y, y_before, label_time) FROM STDIN (FORMAT binary);
+
+-- write_segments: segments of a transaction
+COPY {schema}.segments (seq_first, seq_last, lsn, commit_time, received_at, watermark, definition_hash, origin)
+FROM STDIN (FORMAT text);
+
+-- write_quarantine: refused rows of a transaction
+COPY {schema}.quarantine (relation, key, expectation, found, reason, content, lsn, origin, received_at) FROM STDIN (FORMAT text);
+
+-- hold_label: keep a label until its event comes
+INSERT INTO {schema}.held (key, y, label_time, lsn, received_at)
+VALUES (%(key)s, %(y)s, %(label_time)s, %(lsn)s, %(received_at)s)
+ON CONFLICT (key) DO UPDATE SET y = excluded.y, label_time = excluded.label_time, lsn = excluded.lsn,
+    received_at = excluded.received_at;
+
+-- release_labels: labels whose event came, or that were deleted
+DELETE FROM {schema}.held WHERE key = ANY (%(keys)s::text[]::{key_type}[]);
+
+-- past_events: what the log says of events, by their keys
+SELECT DISTINCT ON (e.seq) e.key::text, e.seq, l.y
+FROM {schema}.events AS e
+LEFT JOIN {schema}.labels AS l ON l.event_seq = e.seq
+WHERE e.key = ANY (%(keys)s::text[]::{key_type}[])
+ORDER BY e.seq, l.seq DESC;
+
+-- read_open: events without a label that may still get one, with the watermark when each entered
+COPY (
+    SELECT e.key, e.seq, s.watermark
+    FROM {schema}.events AS e
+    JOIN {schema}.segments AS s ON s.seq_first = (SELECT max(t.seq_first) FROM {schema}.segments AS t WHERE t.seq_first <= e.seq)
+    WHERE e.seq >= (SELECT coalesce(min(o.seq_first), 0) FROM {schema}.segments AS o WHERE o.watermark > {since})
+        AND NOT EXISTS (SELECT FROM {schema}.labels AS l WHERE l.event_seq = e.seq AND l.seq > e.seq AND l.kind <> 'correction')
+    ORDER BY e.seq
+) TO STDOUT (FORMAT binary);
+
+-- read_held: labels that wait for their event
+COPY (SELECT key, y, label_time FROM {schema}.held) TO STDOUT (FORMAT binary);
+
+-- read_events: a range of events in order
+COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq > {after} AND seq <= {upto} ORDER BY seq) TO STDOUT (FORMAT binary);
+
+-- read_events_by_seq: some events in order
+COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq = ANY ({seqs}) ORDER BY seq) TO STDOUT (FORMAT binary);
+
+-- read_labels: a range of labels in order
+COPY (
+    SELECT seq, event_seq, CASE kind WHEN 'observed' THEN 0 WHEN 'timeout' THEN 1 ELSE 2 END, y, y_before, label_time
+    FROM {schema}.labels WHERE seq > {after} AND seq <= {upto} ORDER BY seq
+) TO STDOUT (FORMAT binary);
+
+-- read_segments: the segments that a range of seq touches
+COPY (
+    SELECT seq_first, watermark, received_at FROM {schema}.segments
+    WHERE seq_last > {after} AND seq_first <= {upto} ORDER BY seq_first
+) TO STDOUT (FORMAT binary);
+
+-- read_epochs: the epochs that end within a range of seq
+SELECT epoch, seq_first, seq_last, labels, watermark_first, watermark_last
+FROM headrace.epochs WHERE stream = %(stream)s AND seq_last > %(after)s AND seq_last <= %(upto)s ORDER BY epoch;

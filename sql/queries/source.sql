@@ -1,0 +1,32 @@
+-- source_columns: columns of a table with their types
+SELECT a.attname, a.atttypid::int, format_type(a.atttypid, NULL)
+FROM pg_attribute AS a WHERE a.attrelid = to_regclass(%(table)s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum;
+
+-- source_identity: how updates and deletes of a table name their row
+SELECT c.relreplident::text, EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
+FROM pg_class AS c WHERE c.oid = to_regclass(%(table)s);
+
+-- source_publication: tables of a publication with the columns it sends
+SELECT p.schemaname || '.' || p.tablename, p.attnames::text[] FROM pg_publication_tables AS p WHERE p.pubname = %(publication)s;
+
+-- source_settings: what decides whether the server can stream changes
+SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),
+    current_setting('max_slot_wal_keep_size'), current_setting('server_version_num')::int;
+
+-- source_slot: state of a slot
+SELECT slot_name, active, confirmed_flush_lsn::text, wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint,
+    safe_wal_size, active_pid
+FROM pg_replication_slots WHERE slot_name = %(slot)s;
+
+-- source_blockers: transactions that keep a slot from being created
+SELECT pid, usename, state, left(query, 80) FROM pg_stat_activity
+WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 3;
+
+-- source_count: rows of a table
+SELECT count(*) FROM {table};
+
+-- source_rows: rows of a table in order of time, for the history import
+COPY (SELECT {columns} FROM {table} ORDER BY {time}, {key}) TO STDOUT (FORMAT binary);
+
+-- drop_slot: let go of a slot
+SELECT pg_drop_replication_slot(%(slot)s);

@@ -1,0 +1,69 @@
+-- lock_role: whether nobody's connection holds this role; then this one does, until it ends
+SELECT pg_try_advisory_lock(hashtextextended('headrace/' || %(stream)s || '/' || %(role)s, 0));
+
+-- take_lease: become the holder of a role whose lock this connection has; the token fences earlier holders out
+INSERT INTO headrace.leases AS l (stream, role, holder, token, backend_pid, acquired_at, renewed_at, expires_at)
+VALUES (%(stream)s, %(role)s, %(holder)s, 1, pg_backend_pid(), clock_timestamp(), clock_timestamp(), clock_timestamp() + %(lease)s)
+ON CONFLICT (stream, role) DO UPDATE SET holder = excluded.holder, token = l.token + 1, backend_pid = excluded.backend_pid,
+    acquired_at = excluded.acquired_at, renewed_at = excluded.renewed_at, expires_at = excluded.expires_at
+RETURNING token;
+
+-- who_holds: the holder of a role
+SELECT holder, backend_pid, renewed_at FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s;
+
+-- check_lease: renew the lease in the writer's own transaction; no row when another process took the role
+UPDATE headrace.leases SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + %(lease)s
+WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s RETURNING token;
+
+-- give_lease: give the role back
+UPDATE headrace.leases SET expires_at = clock_timestamp()
+WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
+
+-- report_progress: what a worker is doing, for people
+INSERT INTO headrace.worker_progress AS w (stream, role, phase, done, goal, per_second, message, received_through, reported_at)
+VALUES (%(stream)s, %(role)s, %(phase)s, %(done)s, %(goal)s, %(per_second)s, %(message)s, %(received_through)s, clock_timestamp())
+ON CONFLICT (stream, role) DO UPDATE SET phase = excluded.phase, done = excluded.done, goal = excluded.goal,
+    per_second = excluded.per_second, message = excluded.message,
+    received_through = coalesce(excluded.received_through, w.received_through), reported_at = excluded.reported_at;
+
+-- progress: what a worker said last
+SELECT phase, done, goal, per_second, message, reported_at FROM headrace.worker_progress WHERE stream = %(stream)s AND role = %(role)s;
+
+-- open_incident: a named state that a worker is in
+INSERT INTO headrace.incidents (stream, role, state, message)
+SELECT %(stream)s, %(role)s, %(state)s, %(message)s
+WHERE NOT EXISTS (SELECT FROM headrace.incidents WHERE stream = %(stream)s AND role = %(role)s AND state = %(state)s AND closed_at IS NULL);
+
+-- close_incidents: the worker is well again
+UPDATE headrace.incidents SET closed_at = now() WHERE stream = %(stream)s AND role = %(role)s AND closed_at IS NULL;
+
+-- last_checkpoint: a version's newest state
+SELECT seq, epoch, digest, engine, arrays, state, learned FROM headrace.checkpoints
+WHERE stream = %(stream)s AND version = %(version)s ORDER BY seq DESC LIMIT 1;
+
+-- add_checkpoint: a version's state at a seq
+INSERT INTO headrace.checkpoints (stream, version, seq, epoch, digest, state_digest, engine, arrays, state, learned, bytes)
+VALUES (%(stream)s, %(version)s, %(seq)s, %(epoch)s, %(digest)s, %(state_digest)s, %(engine)s, %(arrays)s, %(state)s, %(learned)s,
+    %(bytes)s);
+
+-- thin_checkpoints: keep a version's first checkpoint and its newest ones
+DELETE FROM headrace.checkpoints AS c WHERE stream = %(stream)s AND version = %(version)s
+    AND seq NOT IN (SELECT seq FROM headrace.checkpoints WHERE stream = %(stream)s AND version = %(version)s ORDER BY seq DESC LIMIT %(keep)s)
+    AND seq > (SELECT min(seq) FROM headrace.checkpoints WHERE stream = %(stream)s AND version = %(version)s);
+
+-- add_artifact: a large array, once
+INSERT INTO headrace.artifacts (sha256, content) VALUES (%(sha256)s, %(content)s) ON CONFLICT (sha256) DO NOTHING;
+
+-- artifacts: large arrays by their hash
+SELECT sha256, content FROM headrace.artifacts WHERE sha256 = ANY (%(sha256)s);
+
+-- add_epoch_metrics: what a version did in an epoch
+INSERT INTO headrace.epoch_metrics (stream, version, epoch, seq_first, seq_last, labels, positives, loss_sum, loss_sq_sum, brier_sum,
+    p_sum, clips, histogram, learned, unscored, cpu_seconds, peak_rss_bytes, event_time_first, event_time_last, mode, digest, engine)
+VALUES (%(stream)s, %(version)s, %(epoch)s, %(seq_first)s, %(seq_last)s, %(labels)s, %(positives)s, %(loss_sum)s, %(loss_sq_sum)s,
+    %(brier_sum)s, %(p_sum)s, %(clips)s, %(histogram)s, %(learned)s, %(unscored)s, %(cpu_seconds)s, %(peak_rss_bytes)s,
+    %(event_time_first)s, %(event_time_last)s, %(mode)s, %(digest)s, %(engine)s);
+
+-- add_slice_metrics: the same for one value of a slice
+INSERT INTO headrace.slice_metrics (stream, version, epoch, slice, value, labels, positives, loss_sum, p_sum)
+VALUES (%(stream)s, %(version)s, %(epoch)s, %(slice)s, %(value)s, %(labels)s, %(positives)s, %(loss_sum)s, %(p_sum)s);
