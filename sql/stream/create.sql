@@ -1,5 +1,5 @@
 -- The schema of one stream: its training log, owned by role headrace_intake. Run once, when the stream is registered.
--- {schema} is the stream's name; {columns} are the log's columns with their types, key and event_time first.
+-- The schema is named after the stream; the log's columns have the source's types, key and event_time first.
 CREATE SCHEMA {schema} AUTHORIZATION headrace_intake;
 SET LOCAL ROLE headrace_intake;
 

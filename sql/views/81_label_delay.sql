@@ -8,11 +8,12 @@ SELECT {stream}, (e.event_time AT TIME ZONE 'UTC')::date, count(*),
     percentile_cont(0.5) WITHIN GROUP (ORDER BY l.label_time - e.event_time) FILTER (WHERE l.kind = 'observed'),
     percentile_cont(0.99) WITHIN GROUP (ORDER BY l.label_time - e.event_time) FILTER (WHERE l.kind = 'observed'),
     count(*) FILTER (WHERE l.kind = 'timeout') / count(*)::double precision,
-    (SELECT count(*) FROM {schema}.labels AS c JOIN {schema}.events AS ce ON ce.seq = c.event_seq
-        WHERE c.kind = 'correction' AND (ce.event_time AT TIME ZONE 'UTC')::date = (e.event_time AT TIME ZONE 'UTC')::date)
-        / count(*)::double precision,
+    coalesce(sum(c.corrections), 0)::double precision / count(*),
     count(*) FILTER (WHERE l.seq IS NULL)
-FROM {schema}.events AS e LEFT JOIN {schema}.labels AS l ON l.event_seq = e.seq AND l.kind <> 'correction'
+FROM {schema}.events AS e
+LEFT JOIN {schema}.labels AS l ON l.event_seq = e.seq AND l.kind <> 'correction'
+LEFT JOIN (SELECT event_seq, count(*) AS corrections FROM {schema}.labels WHERE kind = 'correction' GROUP BY event_seq) AS c
+    ON c.event_seq = e.seq
 GROUP BY (e.event_time AT TIME ZONE 'UTC')::date;
 COMMENT ON VIEW metrics.label_delay IS 'How long labels take, by day of their events.';
 COMMENT ON COLUMN metrics.label_delay.stream IS 'Name of the stream.';

@@ -37,7 +37,7 @@ from headrace.live.process import ProcessTree
 LOOPBACK = "127.0.0.1"
 USER = "admin"
 MIGRATE_SECONDS = 180
-STOP_GRACE = 10.0  # seconds for the scheduler to wait for running tasks
+STOP_GRACE = 5.0  # seconds for the scheduler to wait for running tasks
 COMPONENTS = {
     "api-server": ("api-server",),
     "scheduler": ("scheduler", "--skip-serve-logs"),
@@ -134,8 +134,8 @@ class AirflowStack:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The component's process ids, which are also the ids of their sessions."""
-        return dict(self._tree.pids)
+        """The components' process ids, which are also the ids of their sessions."""
+        return {name: pid for name, pid in self._tree.pids.items() if name in COMPONENTS}
 
     def environment(self) -> dict[str, str]:
         """The environment the components run in; good for `python -m airflow` by hand, too."""
@@ -380,7 +380,7 @@ class AirflowClient:
             return self._send(method, path, body)
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        request = urllib.request.Request(self.url + path, method=method)
+        request = urllib.request.Request(self.url + path, method=method)  # noqa: S310 - the caller's own server
         request.add_header("Accept", "application/json")
         if self._token is not None:
             request.add_header("Authorization", f"Bearer {self._token}")
@@ -422,8 +422,8 @@ def claim_port(wanted: int | None) -> int:
         except OSError as error:
             assert wanted is not None
             raise ServerError(
-                f"port {wanted} cannot be used ({error.strerror}): taken by {_port_owner(wanted)}; stop that, or choose "
-                "another port, or none to get a free one"
+                f"port {wanted} cannot be used ({error.strerror}): taken by {_port_owner(wanted)}; stop that, or "
+                "choose another port, or none to get a free one"
             ) from error
         port: int = probe.getsockname()[1]
         return port

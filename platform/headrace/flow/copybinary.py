@@ -2,8 +2,8 @@
 
 `unpack` and `unpack_chunk` find the fields in what COPY TO gave; `encode` and `pack` make what COPY FROM takes, from
 numpy arrays and from fields of any other buffer, copied as they are (a binary field of the change stream is a COPY
-BINARY field of the same type). Guarantees: a damaged payload raises `DecodeError` and nothing outside the buffer is read
-or written. It does not talk to a server.
+BINARY field of the same type). Guarantees: a damaged payload raises `DecodeError`, and nothing outside the buffer is
+read or written. It does not talk to a server.
 
 Format: PostgreSQL documentation, COPY, "Binary Format".
 """
@@ -131,8 +131,8 @@ def unpack_chunk(
         state = _SHORT  # there is no trailer
     if state in _REASONS:
         raise DecodeError(
-            f"COPY data, row {rows} of the chunk from position {at}: {_REASONS[state]}, at position {end} of {data.size};"
-            f" expected rows of {len(names)} columns up to the trailer; was the transfer cut off?"
+            f"COPY data, row {rows} of the chunk from position {at}: {_REASONS[state]}, at position {end}"
+            f" of {data.size}; expected rows of {len(names)} columns up to the trailer; was it cut off?"
         )
     text = np.zeros((len(names), rows), dtype=np.bool_)
     return Cells(data, start[:, :rows], length[:, :rows], text, names), end

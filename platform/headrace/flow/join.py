@@ -18,6 +18,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.definition.stream import Stream
 from headrace.events import EpochRange, LabelKind
 
 Ints = NDArray[np.int64]
@@ -261,6 +262,17 @@ class Join:
                 EpochRange(epoch.number, epoch.seq_first, self.seq, epoch.labels, epoch.watermark_first, self.watermark)
             )
             self.epoch = Epoch(epoch.number + 1, self.seq + 1)
+
+
+def new_join(stream: Stream) -> Join:
+    """A join as the stream's definition asks for."""
+    policy, label = stream.policy, stream.label
+    return Join(
+        window=int(label.window.total_seconds() * 1e6),
+        negative=label.if_missing == "negative",
+        epoch_labels=policy.epoch_labels,
+        epoch_time=int(policy.epoch_time.total_seconds() * 1e6),
+    )
 
 
 def _same(a: float, b: float) -> bool:

@@ -240,7 +240,7 @@ def _scan(
         at, end = offsets[i], offsets[i + 1]
         kind = buffer[at]
         transaction[i] = current
-        if kind == INSERT or kind == UPDATE or kind == DELETE:
+        if kind in (INSERT, UPDATE, DELETE):
             if end - at < 8:
                 return _SHORT, i, end, count
             if current < 0:
@@ -316,7 +316,7 @@ def _row(buffer: Any, at: int, end: int, row: int, start: Any, length: Any, text
         kind = buffer[at]
         at += 1
         text[c, row] = kind == TEXT_FIELD
-        if kind == BINARY_FIELD or kind == TEXT_FIELD:
+        if kind in (BINARY_FIELD, TEXT_FIELD):
             if end - at < 4:
                 return end, _SHORT
             size = int32(buffer, at)
@@ -356,7 +356,7 @@ def _rows(
         kind = buffer[at]
         marker = buffer[at + 5]
         at += 6
-        if marker == KEY or marker == OLD:
+        if marker in (KEY, OLD):
             if kind == INSERT:
                 return _MARKER, row, at - 1
             identity[row] = marker
@@ -411,8 +411,8 @@ class _Reader:
             return raw.decode()
         except UnicodeDecodeError as error:
             raise DecodeError(
-                f"change stream, message {self.index} at position {self.start}: {raw!r} is not UTF-8; expected a name in"
-                " UTF-8; connect with client_encoding=UTF8"
+                f"change stream, message {self.index} at position {self.start}: {raw!r} is not UTF-8; expected a name"
+                " in UTF-8; connect with client_encoding=UTF8"
             ) from error
 
     def done(self) -> None:

@@ -236,7 +236,7 @@ def _bad(fields: Fields, row: int, pg: PgType) -> DecodeError:
 
 
 def _days_from_civil(year: int, month: int, day: int) -> int:
-    """Days since 1970-01-01 in the proleptic Gregorian calendar (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+    """Days since 1970-01-01, proleptic Gregorian (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 
     Examples
     --------

@@ -165,6 +165,11 @@ class Progressive:
             X |= self.means.peek(X, clock)
         return self.model.predict(self.model.prepare(X))
 
+    def restart_chain(self, digest: bytes) -> None:
+        """Start a new chain of digests; at an epoch's end."""
+        self.digest = digest
+        self._begin_epoch()
+
     def _pass(self, batch: LogBatch, events: slice, labels: slice) -> None:
         """Entries of one part of a batch, in order."""
         event_seq, clock_events = batch.event_seq[events], batch.clock_events[events]

@@ -166,8 +166,8 @@ def without_value(fields: Fields, row: int) -> DecodeError:
             " a value; set REPLICA IDENTITY FULL on the table, or store the column without TOAST"
         )
     return DecodeError(
-        f'column "{fields.name}", row {row}: the message carries no such row (the new row of a DELETE, or the old row of'
-        " an INSERT); take the rows that have one first"
+        f'column "{fields.name}", row {row}: the message carries no such row (the new row of a DELETE, or the old row'
+        " of an INSERT); expected one; take the other rows first"
     )
 
 
@@ -246,11 +246,11 @@ def hash_column(cells: Cells, column: int) -> NDArray[np.uint64]:
 
 
 @kernel
-def _equal(buffer: Any, a: Any, b: Any, length: Any) -> bool:
-    for k in range(length):
-        if buffer[a + k] != buffer[b + k]:
-            return False
-    return True
+def _equal(buffer: Any, a: Any, b: Any, length: Any) -> Any:
+    k = 0
+    while k < length and buffer[a + k] == buffer[b + k]:
+        k += 1
+    return k == length
 
 
 @kernel

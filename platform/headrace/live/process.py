@@ -198,7 +198,7 @@ class _Guard:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,  # noqa: PLW1509 - the guard has one thread
+                    preexec_fn=_die_with_parent,  # safe: the guard has one thread
                 )
         except OSError as error:
             self._tell(name=order["name"], error=str(error))

@@ -1,7 +1,7 @@
 """What a pickled river model may hold: exact (module, name) pairs, nothing by prefix or pattern.
 
-Collected from the states of river's public classifiers and transformers after they had learned. It holds classes, and the
-few functions that NumPy's own pickles call; nothing that runs code, opens a file or looks an attribute up by name
+Collected from the states of river's public classifiers and transformers after they had learned. It holds classes, and
+the few functions that NumPy's own pickles call; nothing that runs code, opens a file or looks an attribute up by name
 (`builtins.getattr`, which a few estimators need, stays out: with it any pickle could reach anything). A test takes real
 pickles through it.
 """
@@ -74,6 +74,9 @@ river.multiclass.ovr: OneVsRestClassifier
 river.naive_bayes.bernoulli: BernoulliNB
 river.naive_bayes.complement: ComplementNB
 river.naive_bayes.gaussian: GaussianNB GaussianNB._make_gaussian
+river.neighbors.ann.nn_vertex: Vertex
+river.neighbors.ann.swinn: SWINN
+river.neighbors.base: FunctionWrapper
 river.neighbors.knn_classifier: KNNClassifier
 river.neighbors.lazy: LazySearch
 river.optim.ada_bound: AdaBound
@@ -102,6 +105,7 @@ river.preprocessing.scale: AdaptiveStandardScaler Binarizer MaxAbsScaler MinMaxS
     StandardScaler
 river.proba.beta: Beta
 river.proba.gaussian: Gaussian
+river.sketch.histogram: Bin Histogram
 river.stats.auto_corr: AutoCorr
 river.stats.count: Count
 river.stats.cov: Cov

@@ -70,7 +70,7 @@ def train(
     label_time: NDArray[np.int64],
     *,
     valid_fraction: float = 0.2,
-    threads: int = 2,
+    threads: int = 1,
 ) -> Trained:
     """Train the trees of a recipe that bootstraps; see `headrace.models.boosting.train`."""
     from headrace.models import boosting

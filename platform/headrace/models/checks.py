@@ -1,8 +1,8 @@
 """The model contract as code: what a model promises, tried on it.
 
-`check_model` runs a model over a short log with delayed labels, cut in several ways, saved and restored on the way, with
-missing and unknown values in it, and raises at the first promise that does not hold. It runs on every recipe before it
-may follow a log, and in the tests. It says nothing about how well the model predicts.
+`check_model` runs a model over a short log with delayed labels, cut in several ways, saved and restored on the way,
+with missing and unknown values in it, and raises at the first promise that does not hold. It runs on every recipe
+before it may follow a log, and in the tests. It says nothing about how well the model predicts.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ def check_model(factory: Callable[[], Model], X: Columns, y: Floats, *, seed: in
     whole = _follow(name, model, X, y, log, _memos(model, y))
     for size in (1, 7):
         again = factory()
-        _expect(
-            _same(_follow(name, again, X, y, _cut(log, size)), whole), name, f"batches of {size} predict differently"
-        )
+        pieces = _follow(name, again, X, y, list(_cut(log, size)), _memos(again, y))
+        _expect(_same(pieces, whole), name, f"batches of {size} predict differently")
         _expect(_same(_probe(again, X), _probe(model, X)), name, f"batches of {size} end in another state")
 
     half = len(log) // 2
@@ -141,6 +140,9 @@ def _follow(name: str, model: Model, X: Columns, y: Floats, log: list[Run], memo
 def _check_prepare(name: str, model: Model, X: Columns) -> None:
     n = row_count(X)
     whole = model.prepare(X)
+    nothing = model.prepare(take(X, slice(0, 0)))
+    for column, values in whole.items():
+        _expect(_same(nothing[column], values[:0]), name, f"prepare without rows gives another {column!r}")
     for size in (1, 7):
         pieces = [model.prepare(take(X, slice(at, at + size))) for at in range(0, n, size)]
         for column, values in whole.items():

@@ -6,7 +6,8 @@ rebuild give the same bits. This module defines the types; `headrace.models.chec
 imports no model library and does no arithmetic.
 
 `Columns` holds features by name, each with one row an event. A category is an object array of `str`, None where it is
-missing; a number is a float64 array, NaN where it is missing. What `Model.prepare` returns may hold any arrays of n rows.
+missing; a number is a float64 array, NaN where it is missing. What `Model.prepare` returns may hold any arrays of n
+rows.
 """
 
 from __future__ import annotations

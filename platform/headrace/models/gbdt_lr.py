@@ -72,7 +72,7 @@ class GbdtLr:
         self._n = np.zeros_like(self._z)
 
     def prepare(self, X: Columns) -> Columns:
-        """Return the trees' score, and int32[n, trees + categories] rows of the weight table, -1 for a missing value."""
+        """Return the trees' score, and int32[n, trees + categories] rows of the weights, -1 for a missing value."""
         leaves, score = self._ensemble.trees.walk(self._ensemble.encoding.matrix(X))
         slots = np.empty((row_count(X), len(self._alphas)), dtype=np.int32)
         slots[:, : leaves.shape[1]] = leaves

@@ -58,7 +58,7 @@ class RiverModel:
         names = list(X)
         # v == v is False for NaN alone: cheaper than isnan, and true of every str.
         out[:] = [
-            {name: v for name, v in zip(names, row, strict=True) if v is not None and v == v}  # noqa: PLR0124
+            {name: v for name, v in zip(names, row, strict=True) if v is not None and v == v}
             for row in zip(*(values.tolist() for values in X.values()), strict=True)
         ]
         return {_ROW: out}

@@ -51,7 +51,7 @@ def dump(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
             raise SnapshotError(
                 f"found objects in the state's array {name!r}, expected numbers: keep text in the JSON part"
             )
-    np.savez(packed, allow_pickle=False, **{name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
+    np.savez(packed, allow_pickle=False, **{name: np.asarray(arrays[name], order="C") for name in sorted(arrays)})
     try:
         text = json.dumps(dict(meta), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -94,7 +94,7 @@ def state_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
         digest.update(json.dumps([name, little.dtype.str, list(little.shape)]).encode())
         digest.update(little.tobytes())
     return digest.hexdigest()
@@ -154,7 +154,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
             raise SnapshotError(
-                f"found {module}.{name} in a model state, expected only what the allow-list holds: declare the exact pair "
-                "if it belongs to your own model and is safe to call"
+                f"found {module}.{name} in a model state, expected only what the allow-list holds: declare the exact "
+                "pair if it belongs to your own model and is safe to call"
             )
         return super().find_class(module, name)

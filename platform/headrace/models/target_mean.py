@@ -32,8 +32,8 @@ class TargetMeans:
 
     State for each half-life h, of the overall stream and of each value of each key: S, N and the time T of the last
     label. At a label y with weight w: d = 2^(-(now - T)/h), S = S d + w y, N = N d + w, T = now. At an event the
-    overall mean is g = (S d + c prior)/(N d + c) and a value's is (S d + c g)/(N d + c), c = 10; a value without labels,
-    or a missing one, reads g.
+    overall mean is g = (S d + c prior)/(N d + c) and a value's is (S d + c g)/(N d + c), c = 10; a value without
+    labels, or a missing one, reads g.
 
     Parameters
     ----------
@@ -46,7 +46,8 @@ class TargetMeans:
     --------
     >>> means = TargetMeans(("carrier",), prior=0.5)
     >>> carrier = np.array(["AA", "AA"], dtype=object)
-    >>> at = means.run({"carrier": carrier}, np.array([True, False]), np.ones(2), np.ones(2), np.zeros(2, dtype=np.int64))
+    >>> ones, clock = np.ones(2), np.zeros(2, dtype=np.int64)
+    >>> at = means.run({"carrier": carrier}, np.array([True, False]), ones, ones, clock)
     >>> [round(float(at[name][0]), 4) for name in ("mean_all_1h", "mean_carrier_1h")]
     [0.5455, 0.5868]
     """

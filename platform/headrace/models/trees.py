@@ -67,8 +67,8 @@ class Trees:
         leaves = np.empty((len(matrix), self.count), dtype=np.int32)
         scores = np.zeros(len(matrix))
         _walk(
-            np.ascontiguousarray(matrix), self.root, self.first_leaf, self.feature, self.threshold, self.decision, self.left,
-            self.right, self.leaf_value, self.first_set, self.set_bounds, self.bits, leaves, scores,
+            np.ascontiguousarray(matrix), self.root, self.first_leaf, self.feature, self.threshold, self.decision,
+            self.left, self.right, self.leaf_value, self.first_set, self.set_bounds, self.bits, leaves, scores,
         )  # fmt: skip
         return leaves, scores
 

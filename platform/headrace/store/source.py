@@ -102,7 +102,8 @@ def log_columns(conn: Connection, stream: Stream) -> tuple[LogColumn, ...]:
     return tuple(LogColumn(log, name, *types[name]) for log, name in names)
 
 
-def _types(conn: Connection, table: str) -> dict[str, tuple[int, str]]:
+def column_types(conn: Connection, table: str) -> dict[str, tuple[int, str]]:
+    """Columns of a table with their types' oids and names; empty when there is no such table."""
     return {name: (oid, text) for name, oid, text in db.rows(conn, "source_columns", {"table": table})}
 
 
@@ -133,6 +134,9 @@ def _check_columns(conn: Connection, stream: Stream) -> Iterator[Finding]:
         if column in events and SUPPORTED.get(events[column][0], SUPPORTED[25]).kind not in ("int", "float", "numeric", "bool"):
             found = f"has type {events[column][1]}, expected a number"
             yield Finding(False, f"number {stream.source.table}.{column}", found, f"declare category({column!r}) instead")
+    if stream.source.key in events and SUPPORTED.get(events[stream.source.key][0], SUPPORTED[16]).kind not in ("int", "text", "uuid"):
+        found = f"has type {events[stream.source.key][1]}, expected integer, text or uuid"
+        yield Finding(False, f"key {stream.source.table}.{stream.source.key}", found, "choose a key of such a type")
     keys = events.get(stream.source.key), labels.get(stream.label.key)
     if keys[0] and keys[1] and keys[0][0] != keys[1][0]:
         found = f"{stream.source.table}.{stream.source.key} is {keys[0][1]}, {stream.label.table}.{stream.label.key} is {keys[1][1]}"
@@ -200,7 +204,7 @@ def _check_identity(conn: Connection, stream: Stream) -> Iterator[Finding]:
 
 def check_publication(conn: Connection, stream: Stream) -> Iterator[Finding]:
     """Whether the stream's publication sends what it needs."""
-    published = dict(db.rows(conn, "source_publication", {"publication": stream.publication}))
+    published: dict[str, list[str]] = dict(db.rows(conn, "source_publication", {"publication": stream.publication}))
     remedy = f"run the statements of `headrace source-sql {stream.name}` as the tables' owner"
     if not published:
         yield Finding(False, f"publication {stream.publication}", "missing, or without tables", remedy)
@@ -313,7 +317,7 @@ def start(cursor: ReplicationCursor, slot: str, publication: str, lsn: str) -> N
         cursor.start_replication(
             slot_name=slot,
             decode=False,
-            start_lsn=lsn,
+            start_lsn=lsn_number(lsn),
             status_interval=10,
             options={"proto_version": "1", "publication_names": publication, "binary": "true", "messages": "true"},
         )

@@ -1,0 +1,50 @@
+"""The command line: `headrace COMMAND`. Each command is a thin adapter over `headrace.live` and `headrace.batch`.
+
+A failure prints one line that says what was found, what was expected and what to do, and exits non-zero; only a bug
+shows a traceback. Heavy libraries are imported by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+import psycopg2
+
+from headrace import __version__, settings
+from headrace.cli import look, run, steer
+from headrace.errors import HeadraceError
+
+Command = Callable[[settings.Settings, argparse.Namespace], int]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    top = argparse.ArgumentParser(prog="headrace", description="Online training on the Postgres and Airflow that you run.")
+    top.add_argument("--version", action="version", version=f"headrace {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (run, look, steer):
+        module.add_commands(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        command: Command = arguments.run
+        return command(settings.from_env(), arguments)
+    except HeadraceError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return error.exit_code
+    except psycopg2.OperationalError as error:
+        print(f"headrace: the database connection failed: {' '.join(str(error).split())}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe is gone
+        return 0

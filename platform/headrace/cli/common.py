@@ -1,0 +1,61 @@
+"""What commands share: the platform's database, stream definitions, signals, printing."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from headrace.definition.load import load_folder
+from headrace.definition.stream import Stream
+from headrace.errors import DefinitionError
+from headrace.settings import Settings
+from headrace.store.embedded import EmbeddedPostgres
+
+DATABASE = "headrace"
+
+
+@contextmanager
+def platform(settings: Settings) -> Iterator[str]:
+    """The DSN of the platform's database; the embedded server is started when it is down, and left as it was found."""
+    if settings.dsn is not None:
+        yield settings.dsn
+        return
+    with EmbeddedPostgres(settings.home) as server:
+        server.create_database(DATABASE)
+        yield server.dsn(DATABASE)
+
+
+def stream_of(settings: Settings, name: str) -> Stream:
+    """A stream's definition by name.
+
+    Raises
+    ------
+    DefinitionError
+        When no file defines it; the message lists those that are defined.
+    """
+    streams = load_folder(settings.streams)
+    if name not in streams:
+        known = ", ".join(streams) or "none"
+        raise DefinitionError(f"found no stream {name!r} in {settings.streams}, only {known}")
+    return streams[name]
+
+
+def until_signalled() -> Callable[[], bool]:
+    """A function that says whether SIGTERM or SIGINT came."""
+    came = False
+
+    def note(*_: object) -> None:
+        nonlocal came
+        came = True
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    return lambda: came
+
+
+def show_json(document: Any) -> None:
+    """Print a document as JSON."""
+    print(json.dumps(document, indent=2, default=str))

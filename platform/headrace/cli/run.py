@@ -1,0 +1,162 @@
+"""Commands that run processes: up, down, intake, learn, serve, migrate, demo."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import time
+from contextlib import closing
+from typing import Any
+
+from headrace.cli.common import platform, show_json, stream_of, until_signalled
+from headrace.definition.load import load_folder
+from headrace.errors import ServerError
+from headrace.settings import Settings, connection, signing_key
+from headrace.store import db, leases, log, registry, source
+from headrace.store.migrate import migrate
+
+logger = logging.getLogger(__name__)
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands to the command line."""
+    up = commands.add_parser("up", help="run every stream's intake and learners until stopped")
+    up.add_argument("streams", nargs="*", help="streams to run; all that are defined when none is named")
+    up.set_defaults(run=run_up)
+    down = commands.add_parser("down", help="stop what `headrace up` runs")
+    down.set_defaults(run=run_down)
+    move = commands.add_parser("migrate", help="bring the platform's database to this release's schema")
+    move.add_argument("--json", action="store_true", help="print the result as JSON")
+    move.set_defaults(run=run_migrate)
+    intake = commands.add_parser("intake", help="import a stream's history once, then follow its changes")
+    intake.add_argument("stream")
+    intake.set_defaults(run=run_intake)
+    learn = commands.add_parser("learn", help="run one version's learner")
+    learn.add_argument("stream")
+    learn.add_argument("version")
+    learn.add_argument("--until-caught-up", action="store_true", help="end at the log's end instead of waiting for more")
+    learn.add_argument("--batch", type=int, default=0, metavar="N", help="entries read at a time; any number learns the same")
+    learn.set_defaults(run=run_learn)
+
+
+def run_migrate(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace migrate`"""
+    with platform(settings) as dsn:
+        done = migrate(dsn)
+    if arguments.json:
+        show_json(vars(done))
+    elif done.before == done.after and not done.views:
+        print(f"the schema is at {done.after}: nothing to do")
+    else:
+        print(f"migrated from {done.before or 'nothing'} to {done.after}, {done.views} views written")
+    return 0
+
+
+def register(settings: Settings, dsn: str, names: list[str]) -> list[str]:
+    """Register streams that are new; gives the names of all that were asked for."""
+    from headrace.models.engine import engine
+
+    streams = load_folder(settings.streams)
+    wanted = [stream_of(settings, name) for name in names] if names else list(streams.values())
+    for stream in wanted:
+        with closing(db.connect(connection(settings, stream.source.conn_id), application="headrace register")) as origin:
+            columns = source.log_columns(origin, stream)
+        with closing(db.connect(dsn)) as conn, db.transaction(conn):
+            if registry.register(conn, stream, columns, engine()):
+                logger.info("registered stream %s: %d log columns, first champion %s-1", stream.name, len(columns), stream.name)
+    migrate(dsn)  # the views name every stream
+    return [stream.name for stream in wanted]
+
+
+def run_up(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace up`"""
+    from headrace.live.supervisor import Supervisor
+
+    stop = until_signalled()
+    pidfile = settings.home / "up.pid"
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with platform(settings) as dsn:
+        migrate(dsn)
+        names = register(settings, dsn, arguments.streams)
+        pidfile.write_text(str(os.getpid()))
+        try:
+            logger.info("running %s; stop with Ctrl-C or `headrace down`", ", ".join(names) or "no stream")
+            Supervisor(settings, dsn, names).run(stop)
+        finally:
+            pidfile.unlink(missing_ok=True)
+    return 0
+
+
+def run_down(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace down`"""
+    pidfile = settings.home / "up.pid"
+    if not pidfile.exists():
+        print("nothing runs here")
+        return 0
+    pid = int(pidfile.read_text())
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pidfile.unlink(missing_ok=True)
+        print("nothing runs here; `headrace up` was killed, and its processes ended with it")
+        return 0
+    for _ in range(300):
+        if not pidfile.exists():
+            print("stopped")
+            return 0
+        time.sleep(0.1)
+    raise ServerError(f"`headrace up` (pid {pid}) did not stop within 30 s; see {settings.home / 'logs'}")
+
+
+def run_intake(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace intake`"""
+    from headrace.batch.history import import_history
+    from headrace.cli.progress import Reporter
+    from headrace.live import intake
+
+    stop = until_signalled()
+    stream = stream_of(settings, arguments.stream)
+    origin = connection(settings, stream.source.conn_id)
+    with platform(settings) as dsn, closing(db.connect(dsn, role="headrace_intake", application=f"headrace intake {stream.name}")) as conn:
+        columns = registry.columns_of(conn, stream.name)
+        lease = leases.take(conn, stream.name, "intake", settings.lease)
+        if log.position(conn, stream.name) is None:
+            conn.commit()
+            with Reporter(dsn, stream.name) as progress:
+                done = import_history(conn, origin, stream, columns, lease, progress)
+            logger.info(
+                "imported %d events and %d labels; %d rows in quarantine, %d labels held",
+                done.events,
+                done.labels,
+                done.quarantined,
+                done.held,
+            )
+        intake.run(conn, origin, stream, columns, lease, stop)
+    return 0
+
+
+def run_learn(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace learn`"""
+    from headrace.live import learner
+    from headrace.models.engine import engine
+    from headrace.store.state import open_version
+
+    stop = until_signalled()
+    stream = stream_of(settings, arguments.stream)
+    key = signing_key(settings)
+    application = f"headrace learn {arguments.version}"
+    with platform(settings) as dsn, closing(db.connect(dsn, role="headrace_learner", application=application)) as conn:
+        columns = registry.columns_of(conn, stream.name)
+        lease = leases.take(conn, stream.name, arguments.version, settings.lease)
+        live = open_version(conn, stream, registry.version(conn, stream.name, arguments.version), columns, key, engine())
+        conn.commit()
+        loop = learner.Learner(conn, stream, columns, live, lease, arguments.batch or learner.BATCH)
+        if arguments.until_caught_up:
+            while loop.step():
+                pass
+            loop.report()
+        else:
+            learner.run(loop, stop)
+    return 0

@@ -1,0 +1,253 @@
+"""The intake: the one process that turns a stream's change stream into its training log.
+
+A loop on one page: read what the slot has, cut it at a Commit, decode, gate and join it, write all of it with the new
+position in one platform transaction, and only then acknowledge. A kill at any point loses nothing and repeats nothing:
+Postgres sends again whatever was not acknowledged, from the stored position on.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+
+import numpy as np
+from psycopg2.extensions import connection as Connection
+from psycopg2.extras import ReplicationCursor
+
+from headrace.definition.stream import Stream
+from headrace.errors import DecodeError, SlotError, SourceError
+from headrace.events import LogColumn, micros, moment
+from headrace.flow.admit import Admission
+from headrace.flow.gate import Rows
+from headrace.flow.join import Join, new_join
+from headrace.flow.pgoutput import DELETE, INSERT, Changes, Messages, Session, parse
+from headrace.store import db, log, source
+from headrace.store.leases import Lease
+
+logger = logging.getLogger(__name__)
+
+CLOCK = "headrace.clock"  # prefix of logical messages that carry stream time, as ISO 8601 text
+_CHUNK_BYTES = 8 * 1024 * 1024
+_COMMIT = ord("C")
+_NO_CLOCK = -(2**63)
+
+
+class Reader:
+    """Whole transactions from a replication cursor."""
+
+    def __init__(self, cursor: ReplicationCursor) -> None:
+        self._cursor = cursor
+        self._payloads: list[bytes] = []
+        self._whole = 0  # payloads up to the last Commit
+        self._session = Session()
+
+    def read(self, wait: float) -> Messages | None:
+        """What has come, up to the last Commit; None when nothing whole came within `wait` seconds."""
+        deadline = time.monotonic() + wait
+        size = 0
+        while size < _CHUNK_BYTES:
+            message = self._cursor.read_message()
+            if message is not None:
+                payload = message.payload
+                self._payloads.append(payload)
+                size += len(payload)
+                if payload[0] == _COMMIT:
+                    self._whole = len(self._payloads)
+                continue
+            if self._whole:
+                break
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._cursor], [], [], left)[0]:
+                return None
+        if not self._whole:
+            return None
+        taken, self._payloads, self._whole = self._payloads[: self._whole], self._payloads[self._whole :], 0
+        offsets = np.zeros(len(taken) + 1, dtype=np.int64)
+        np.cumsum([len(p) for p in taken], out=offsets[1:])
+        messages = parse(b"".join(taken), offsets, self._session)
+        self._session = messages.session
+        return messages
+
+    def acknowledge(self, lsn: str) -> None:
+        """Tell the source that everything up to a position is durable here."""
+        self._cursor.send_feedback(flush_lsn=source.lsn_number(lsn), force=True)  # type: ignore[no-untyped-call]
+
+
+def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages) -> Admission:
+    """The changes of a stretch of the change stream, through the gate.
+
+    Raises
+    ------
+    DecodeError
+        When a table was truncated: what that means for its events, a person must say.
+    """
+    if messages.truncates:
+        raise DecodeError(
+            "a published table was truncated, which has no meaning for a training log; publish only insert, update and "
+            "delete (ALTER PUBLICATION ... SET (publish = 'insert, update, delete')) and start the stream again"
+        )
+    admission = Admission(stream, columns)
+    for changes in messages.changes:
+        table = f"{changes.relation.namespace or 'pg_catalog'}.{changes.relation.name}"
+        commit = changes.transaction.astype(np.int64)
+        commit_time = messages.transactions.commit_time[commit]
+        if table == stream.source.table:
+            inserted = np.flatnonzero(changes.kind == INSERT)
+            admission.ignore(len(changes.kind) - len(inserted))
+            rows = _rows(changes, inserted)
+            admission.events(rows, changes.message[inserted], commit[inserted], commit_time[inserted])
+        elif table == stream.label.table:
+            deleted = changes.kind == DELETE
+            kept, gone = np.flatnonzero(~deleted), np.flatnonzero(deleted)
+            admission.labels(_rows(changes, kept), changes.message[kept], commit[kept], commit_time[kept])
+            if len(gone):
+                admission.unlabels(_rows(changes, gone, old=True), changes.message[gone], commit[gone])
+        else:
+            admission.ignore(len(changes.kind))
+    return admission
+
+
+def _rows(changes: Changes, index: np.ndarray[tuple[int], np.dtype[np.intp]], *, old: bool = False) -> Rows:
+    cells = changes.old if old and changes.old is not None else changes.filled()
+    columns = {c.name: (i, c.type_oid) for i, c in enumerate(changes.relation.columns)}
+    return Rows(cells.take(index), columns)
+
+
+def clocks(messages: Messages) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Stream time that each commit's heartbeats carry; the smallest int64 where there is none."""
+    carried = np.full(len(messages.transactions.commit), _NO_CLOCK, dtype=np.int64)
+    for message in messages.logical:
+        if message.prefix == CLOCK and message.transactional:
+            commit = int(messages.transaction[message.index])
+            try:
+                told = datetime.fromisoformat(message.content.decode())
+                carried[commit] = max(carried[commit], micros(told))
+            except (ValueError, TypeError) as error:
+                logger.warning("ignored a heartbeat with content %r: expected an ISO time with its zone (%s)", message.content, error)
+    return carried
+
+
+def run(
+    conn: Connection, dsn: str, stream: Stream, columns: tuple[LogColumn, ...], lease: Lease, stop: Callable[[], bool]
+) -> None:
+    """Read, write, acknowledge, until `stop` says so.
+
+    Parameters
+    ----------
+    conn
+        The platform's database, as role headrace_intake; the lease is held on it.
+    dsn
+        The source.
+
+    Raises
+    ------
+    SlotError
+        When the slot does not fit the stored position.
+    LeaseError
+        When another process took the role.
+    """
+    at = log.position(conn, stream.name)
+    if at is None:
+        raise SourceError(f"stream {stream.name!r} has no history yet: `headrace intake {stream.name}` imports it first")
+    join = new_join(stream)
+    appender = log.Appender(stream.name, stream.hash(), columns)
+    appender.resume(conn, join, at)
+    conn.commit()
+    with closing(db.connect(dsn, application="headrace watch", autocommit=True)) as watch:
+        _check_slot(watch, at)
+        with source.replication(dsn) as cursor:
+            _check_system(source.system(cursor), at)
+            source.start(cursor, stream.slot, stream.publication, at.lsn)
+            logger.info("streaming %s from %s: seq %d, %d events wait for their label", stream.name, at.lsn, at.seq, join.open_events)
+            reader, looked = Reader(cursor), 0.0
+            while not stop():
+                messages = reader.read(wait=0.5)
+                if messages is not None:
+                    reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, messages))
+                if time.monotonic() - looked > 2.0:
+                    _report(conn, watch, stream, lease, join)
+                    looked = time.monotonic()
+
+
+def _write(
+    conn: Connection,
+    stream: Stream,
+    columns: tuple[LogColumn, ...],
+    lease: Lease,
+    join: Join,
+    appender: log.Appender,
+    at: log.Position,
+    messages: Messages,
+) -> str:
+    """One platform transaction; gives the position that it made durable."""
+    admission = admit(stream, columns, messages)
+    chunk = admission.chunk(clocks(messages))
+    ends = [source.lsn_text(lsn) for lsn in messages.transactions.end_lsn.tolist()]
+    times = [moment(t) for t in messages.transactions.commit_time.tolist()]
+    with db.transaction(conn):
+        lease.check(conn)
+        joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk)))
+        appender.append(conn, joined, admission, log.Commits(ends, times), "stream")
+        log.move(
+            conn,
+            stream.name,
+            join,
+            slot=stream.slot,
+            system_identifier=at.system_identifier,
+            timeline=at.timeline,
+            lsn=ends[-1],
+            commit_time=times[-1],
+            received_at=datetime.now(UTC),
+        )
+        if joined.segments:
+            db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
+    return ends[-1]
+
+
+def _check_slot(watch: Connection, at: log.Position) -> None:
+    row = db.row(watch, "source_slot", {"slot": at.slot})
+    if row is None:
+        raise SlotError(
+            f"slot {at.slot!r} is gone at the source, but the log stands at {at.lsn}: changes since then cannot be read; "
+            "`headrace resync` rebuilds the seam"
+        )
+    _, _, confirmed, status, _, _, _ = row
+    if status == "lost":
+        raise SlotError(f"slot {at.slot!r} was invalidated: its WAL is gone; `headrace resync` rebuilds the seam")
+    if confirmed is not None and source.lsn_number(confirmed) > source.lsn_number(at.lsn):
+        raise SlotError(
+            f"platform_behind: slot {at.slot!r} confirmed {confirmed}, the log stands at {at.lsn}: was the platform restored "
+            "from a backup? Postgres would skip what lies between; `headrace resync` rebuilds the seam"
+        )
+
+
+def _check_system(system: source.System, at: log.Position) -> None:
+    if (system.identifier, system.timeline) != (at.system_identifier, at.timeline):
+        raise SlotError(
+            f"the source is cluster {system.identifier}, timeline {system.timeline}; the log was filled from cluster "
+            f"{at.system_identifier}, timeline {at.timeline}: correct the connection, or `headrace resync` after a failover"
+        )
+
+
+def _report(conn: Connection, watch: Connection, stream: Stream, lease: Lease, join: Join) -> None:
+    """What people and other processes should know of this one; renews the lease of an idle stream too."""
+    slot = db.row(watch, "source_slot", {"slot": stream.slot})
+    with db.transaction(conn):
+        lease.check(conn)
+        if slot is not None:
+            db.run(conn, "report_slot", {"stream": stream.name, "slot_wal_bytes": slot[4], "safe_wal_bytes": slot[5]})
+        params = {
+            "stream": stream.name,
+            "role": "intake",
+            "phase": "streaming",
+            "done": join.seq,
+            "goal": join.seq,
+            "per_second": 0.0,
+            "message": f"{join.open_events:,} events wait for their label",
+            "received_through": None,
+        }
+        db.run(conn, "report_progress", params)

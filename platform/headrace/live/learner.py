@@ -1,0 +1,160 @@
+"""The learner: one process per version that reads the log in order and keeps checkpoint, metrics and position in step.
+
+Woken by NOTIFY, with a slow poll beside it. It computes nothing of its own: `headrace.flow.progressive` does, and this
+loop moves data. Checkpoints fall on epoch ends, at most one a second while it catches up; each is one transaction with
+the metrics of all epochs since the last one, so a kill -9 at any point is as if the work since then was never done.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+
+from headrace.definition.stream import Stream
+from headrace.events import LogColumn
+from headrace.flow.progressive import EpochScore
+from headrace.store import checkpoints, db, log, registry
+from headrace.store.checkpoints import EpochCost
+from headrace.store.leases import Lease
+from headrace.store.state import Live
+
+logger = logging.getLogger(__name__)
+
+BATCH = 20_000  # entries read at a time while catching up
+_CHECKPOINT_SECONDS = 1.0
+_REPORT_SECONDS = 0.5
+
+
+@dataclass
+class Learner:
+    """The loop's own state.
+
+    Parameters
+    ----------
+    conn
+        The platform's database, as role headrace_learner; the lease is held on it.
+    live
+        The version, opened at its newest checkpoint.
+    batch
+        Entries read at a time; any number gives the same digests.
+    """
+
+    conn: Connection
+    stream: Stream
+    columns: tuple[LogColumn, ...]
+    live: Live
+    lease: Lease
+    batch: int = BATCH
+    caught_up: bool = False
+    _pending: list[tuple[EpochScore, EpochCost]] = field(default_factory=list)
+    _written: float = 0.0
+    _cpu: float = field(default_factory=time.process_time)
+    _rate: float = 0.0
+    _through: datetime | None = None
+
+    def step(self) -> bool:
+        """Read and learn what the log has, one batch at most; False when there was nothing."""
+        position = log.position(self.conn, self.stream.name)
+        self.conn.commit()
+        at = self.live.progressive
+        if position is None or at.seq >= position.seq:
+            self.caught_up = position is not None
+            return False
+        started, before = time.monotonic(), at.seq
+        upto = min(at.seq + self.batch, position.seq)
+        batch = log.read(self.conn, self.stream.name, self.columns, at.seq, upto)
+        self.conn.commit()
+        for score in at.apply(batch):
+            self._pending.append((score, self._cost()))
+            self.live.learned += score.learned
+            at_edge = position.epoch.number == score.epoch.epoch + 1
+            if at_edge or time.monotonic() - self._written > _CHECKPOINT_SECONDS:
+                self.write(score.epoch.epoch)
+        self._through = batch.received_through
+        self._rate = (at.seq - before) / max(time.monotonic() - started, 1e-6)
+        if position.seq - at.seq > 2 * self.batch:
+            self.caught_up = False
+        return True
+
+    def write(self, epoch: int) -> None:
+        """Checkpoint, metrics and position in one transaction; at an epoch's end."""
+        version = self.live.version.version
+        with db.transaction(self.conn):
+            self.lease.check(self.conn)
+            checkpoints.write_metrics(self.conn, self.stream.name, version, self.live.engine.id, self._pending)
+            checkpoints.write(self.conn, self.stream.name, version, self.live.checkpoint(epoch))
+        self._pending, self._written = [], time.monotonic()
+
+    def report(self) -> str:
+        """Tell people where this version is; gives what it should be (its status)."""
+        position = log.position(self.conn, self.stream.name)
+        at, goal = self.live.progressive.seq, position.seq if position else 0
+        message = "live" if self.caught_up else _eta(goal - at, self._rate)
+        params = {
+            "stream": self.stream.name,
+            "role": self.live.version.version,
+            "phase": "live" if self.caught_up else "catching up",
+            "done": at,
+            "goal": goal,
+            "per_second": self._rate,
+            "message": message,
+            "received_through": self._through,
+        }
+        with db.transaction(self.conn):
+            self.lease.check(self.conn)
+            db.run(self.conn, "report_progress", params)
+            status = registry.version(self.conn, self.stream.name, self.live.version.version).status
+            if status == "catching_up" and self.caught_up:
+                registry.set_status(self.conn, self.stream.name, self.live.version.version, "shadow", was=("catching_up",))
+                logger.info("%s has caught up at seq %d: in shadow from now on", self.live.version.version, at)
+        return status
+
+    def _cost(self) -> EpochCost:
+        before, self._cpu = self._cpu, time.process_time()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return EpochCost(self._cpu - before, peak, "live" if self.caught_up else "replay")
+
+
+def _eta(entries: int, per_second: float) -> str:
+    """How long the rest takes.
+
+    >>> _eta(90_000, 3_000.0)
+    '90,000 entries behind, caught up in about 30 s'
+    """
+    if per_second <= 0:
+        return f"{entries:,} entries behind"
+    return f"{entries:,} entries behind, caught up in about {entries / per_second:.0f} s"
+
+
+def run(learner: Learner, stop: Callable[[], bool]) -> None:
+    """Learn until `stop` says so, or the version is retired.
+
+    Raises
+    ------
+    LeaseError
+        When another process took the version over.
+    """
+    conn, reported = learner.conn, 0.0
+    with conn.cursor() as cursor:
+        cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"headrace_{learner.stream.name}")))
+    conn.commit()
+    logger.info("%s learns from seq %d on", learner.live.version.version, learner.live.progressive.seq + 1)
+    while not stop():
+        worked = learner.step()
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
+            if learner.report() in ("retired", "rejected"):
+                logger.info("%s was retired: it learns no more", learner.live.version.version)
+                return
+        if not worked:
+            conn.notifies.clear()
+            select.select([conn], [], [], _REPORT_SECONDS)
+            conn.poll()

@@ -1,0 +1,129 @@
+"""The supervisor behind `headrace up`: starts what the registry asks for and restarts what dies.
+
+For each stream one intake, for each version that should run one learner, and an endpoint when asked. It decides nothing:
+versions appear in the registry and go again, and this loop follows. A process that dies is started again after a pause
+that doubles while it keeps dying; the lease keeps a second copy from ever writing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.live.process import ProcessTree
+from headrace.settings import Settings
+from headrace.store import db, registry
+
+logger = logging.getLogger(__name__)
+
+_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STEADY = 60.0  # seconds of life after which a process counts as well again
+
+
+@dataclass
+class _Child:
+    argv: tuple[str, ...]
+    started: float
+    deaths: int = 0
+    restart_at: float | None = None
+
+
+class Supervisor:
+    """Keeps the processes of some streams running.
+
+    Parameters
+    ----------
+    settings
+        Passed on to the processes through the environment.
+    dsn
+        The platform's database.
+    streams
+        Names of the streams.
+    """
+
+    def __init__(self, settings: Settings, dsn: str, streams: Sequence[str]) -> None:
+        self._dsn, self._streams = dsn, tuple(streams)
+        self._logs = settings.home / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._tree = ProcessTree(grace=10.0)
+        self._children: dict[str, _Child] = {}
+        self._environment = environment(settings, dsn)
+
+    @property
+    def pids(self) -> Mapping[str, int]:
+        """Process ids by name: `intake-<stream>`, `learn-<version>`."""
+        return self._tree.pids
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Follow the registry until `stop` says so, then stop everything."""
+        try:
+            while not stop():
+                self.step()
+                time.sleep(0.2)
+        finally:
+            self.stop()
+
+    def step(self) -> None:
+        """Start what is missing, stop what should not run, restart what died."""
+        wanted = self.wanted()
+        for name, code in self._tree.ended().items():
+            child = self._children.get(name)
+            if child is None or child.restart_at is not None:
+                continue
+            if name not in wanted:
+                del self._children[name]
+                continue
+            child.deaths = 1 if time.monotonic() - child.started > _STEADY else child.deaths + 1
+            pause = _PAUSES[min(child.deaths - 1, len(_PAUSES) - 1)]
+            child.restart_at = time.monotonic() + pause
+            logger.warning("%s ended with %d; it starts again in %g s; its last words: %s", name, code, pause, self._last_line(name))
+        for name, argv in wanted.items():
+            child = self._children.get(name)
+            if child is None:
+                self._children[name] = child = _Child(argv, 0.0, 0, 0.0)
+            if child.restart_at is not None and time.monotonic() >= child.restart_at:
+                self._tree.spawn(name, argv, env=self._environment, log=self._logs / f"{name}.log", cwd=Path.cwd())
+                child.started, child.restart_at = time.monotonic(), None
+
+    def wanted(self) -> dict[str, tuple[str, ...]]:
+        """Command lines of the processes that should run, by name."""
+        found: dict[str, tuple[str, ...]] = {}
+        with closing(db.connect(self._dsn, role="headrace_reader", autocommit=True)) as conn:
+            for stream in self._streams:
+                found[f"intake-{stream}"] = command("intake", stream)
+                for version in registry.versions(conn, stream):
+                    if version.status in registry.RUNNING:
+                        found[f"learn-{version.version}"] = command("learn", stream, version.version)
+        return found
+
+    def stop(self) -> None:
+        """End everything that was started."""
+        self._tree.stop()
+
+    def _last_line(self, name: str) -> str:
+        lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "(nothing)"
+
+
+def command(*words: str) -> tuple[str, ...]:
+    """The command line of a headrace command in this very Python."""
+    return (sys.executable, "-P", "-m", "headrace", *words)
+
+
+def environment(settings: Settings, dsn: str) -> dict[str, str]:
+    """The environment of headrace's child processes: hash seed fixed, one BLAS thread, bytecode written."""
+    inherited = {k: v for k, v in settings.environment.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return inherited | {
+        "HEADRACE_DSN": dsn,
+        "HEADRACE_HOME": str(settings.home),
+        "HEADRACE_STREAMS": str(settings.streams),
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }

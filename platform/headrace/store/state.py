@@ -1,0 +1,102 @@
+"""A version brought to life: its newest checkpoint and its recipe become a `Progressive` that can read on.
+
+Learner, endpoint and bootstrap all start here, so a version is the same thing wherever it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg2.extensions import connection as Connection
+
+from headrace.definition.recipes import Recipe
+from headrace.definition.stream import Stream
+from headrace.errors import DefinitionError
+from headrace.events import Engine, LogColumn
+from headrace.flow.features import Encoder
+from headrace.flow.progressive import Progressive
+from headrace.flow.scores import GENESIS
+from headrace.models.build import fresh
+from headrace.models.target_mean import TargetMeans
+from headrace.store import checkpoints, log
+from headrace.store.checkpoints import Checkpoint
+from headrace.store.registry import Version
+
+ARTIFACT = "artifact"  # the array of a checkpoint that holds what bootstrap trained
+PRIOR = 0.5  # of target means that were not bootstrapped
+
+
+@dataclass
+class Live:
+    """A version at work, with what its next checkpoint carries along."""
+
+    version: Version
+    progressive: Progressive
+    artifact: NDArray[np.uint8] | None
+    learned: int
+    engine: Engine
+
+    def checkpoint(self, epoch: int) -> Checkpoint:
+        """Its state, at an epoch's end."""
+        arrays, meta = self.progressive.state()
+        if self.artifact is not None:
+            arrays[ARTIFACT] = self.artifact
+        at = self.progressive
+        return Checkpoint(at.seq, epoch, at.digest, self.engine.id, self.learned, arrays, meta)
+
+
+def recipe_of(stream: Stream, version: Version) -> Recipe:
+    """The recipe of a version in the stream's present definition.
+
+    Raises
+    ------
+    DefinitionError
+        When the file names no such recipe any more, or a different one under its name.
+    """
+    recipe = stream.recipe(version.recipe)
+    if recipe is None:
+        known = ", ".join(r.name for r in stream.recipes())
+        raise DefinitionError(f"{version.version} has recipe {version.recipe!r}, the definition has {known}; add it back, or retire it")
+    if recipe.config() != dict(version.config):
+        raise DefinitionError(
+            f"recipe {version.recipe!r} differs from the one that {version.version} was registered with; give the changed "
+            "recipe a name of its own"
+        )
+    return recipe
+
+
+def open_version(
+    conn: Connection, stream: Stream, version: Version, columns: Sequence[LogColumn], key: bytes, engine: Engine
+) -> Live:
+    """Load a version at its newest checkpoint, or new at its first seq.
+
+    Parameters
+    ----------
+    key
+        Signs the states of river models.
+    """
+    checkpoint = checkpoints.last(conn, stream.name, version.version)
+    recipe = recipe_of(stream, version)
+    artifact = None if checkpoint is None else checkpoint.arrays.get(ARTIFACT)
+    live = assemble(stream, version, recipe, artifact, key, engine)
+    if checkpoint is not None:
+        opened = log.read_events(conn, stream.name, columns, checkpoints.open_seqs(checkpoint))
+        live.progressive.restore(checkpoint.arrays, checkpoint.meta, opened)
+        live.learned = checkpoint.learned
+        if checkpoint.engine != engine.id:  # digests of different engines do not compare: a new chain starts
+            live.progressive.restart_chain(GENESIS)
+    return live
+
+
+def assemble(
+    stream: Stream, version: Version, recipe: Recipe, artifact: NDArray[np.uint8] | None, key: bytes, engine: Engine
+) -> Live:
+    """A version that has read nothing yet."""
+    encoder = Encoder(stream)
+    model = fresh(recipe, key=key, artifact=None if artifact is None else artifact.tobytes())
+    means = TargetMeans(encoder.mean_keys, PRIOR) if recipe.target_means else None
+    progressive = Progressive(model, encoder, means, stream.slices, version.first_seq, GENESIS)
+    return Live(version, progressive, artifact, 0, engine)

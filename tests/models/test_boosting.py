@@ -1,0 +1,158 @@
+"""Training respects time, repeats to the bit, and its artifact survives bytes; the online parts learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headrace.errors import ModelError, SnapshotError
+from headrace.events import Columns
+from headrace.models.boosting import Encoding, Ensemble, Trained, train
+from headrace.models.contract import Floats, Model
+from headrace.models.gbdt_lr import GbdtLr
+from headrace.models.lightgbm import LightGbmModel
+
+Make = Callable[..., Any]  # the fixture that makes a small stream
+
+
+def test_the_curves_show_where_training_stopped(trained: Trained) -> None:
+    assert len(trained.curve_train) == len(trained.curve_valid) >= trained.best_trees
+    assert np.argmin(trained.curve_valid) == trained.best_trees - 1
+    assert trained.ensemble.trees.count == trained.held_out.trees.count == trained.best_trees
+    assert trained.valid_from == 2400
+    assert trained.ensemble.text != trained.held_out.text
+
+
+def test_the_held_out_curve_is_that_of_its_trees(trained: Trained, stream: Make) -> None:
+    X, y, _, _ = stream(3000)
+    late = slice(trained.valid_from, None)
+    _, score = trained.held_out.trees.walk(trained.held_out.encoding.matrix({n: v[late] for n, v in X.items()}))
+    assert log_loss(1 / (1 + np.exp(-score)), y[late]) == pytest.approx(min(trained.curve_valid), abs=1e-9)
+
+
+def test_training_repeats_to_the_bit(stream: Make) -> None:
+    one, two = (train(*stream(1500), {"min_data_in_leaf": 20}, threads=threads) for threads in (1, 2))
+    assert one.ensemble.trees.leaf_value.tobytes() == two.ensemble.trees.leaf_value.tobytes()
+    assert one.held_out.trees.threshold.tobytes() == two.held_out.trees.threshold.tobytes()
+    np.testing.assert_allclose(one.curve_valid, two.curve_valid, rtol=1e-12)  # summed in parallel by LightGBM
+
+
+def test_labels_that_came_late_do_not_teach_the_first_part(stream: Make) -> None:
+    X, y, event_time, label_time = stream(2000)
+    split = 1600
+    late = np.zeros(2000, dtype=np.bool_)
+    late[1000:split] = True
+    label_time = np.where(late, event_time[split], label_time)
+    lied = np.where(late, 1.0 - y, y)
+    params = {"min_data_in_leaf": 20, "max_trees": 10}
+    honest, other = (train(X, labels, event_time, label_time, params, threads=1) for labels in (y, lied))
+    assert honest.held_out.text == other.held_out.text
+    assert honest.ensemble.text != other.ensemble.text
+
+
+def test_outstanding_is_counted_when_events_enter(stream: Make) -> None:
+    X, y, _, _ = stream(400)
+    event_time = np.arange(400, dtype=np.int64) * 10
+    trained = train(X, y, event_time, event_time + 25, {"min_data_in_leaf": 5}, threads=1)
+    assert trained.ensemble.outstanding == pytest.approx(2, abs=0.02)  # those of 10 and 20 before
+
+
+def test_windows_that_cannot_be_used_are_refused(stream: Make) -> None:
+    X, y, event_time, label_time = stream(400)
+    with pytest.raises(ModelError, match="out of order"):
+        train(X, y, event_time[::-1].copy(), label_time)
+    with pytest.raises(ModelError, match="held-out part of the window"):
+        train(X, np.where(np.arange(400) < 320, y, 0.0), event_time, label_time)
+    with pytest.raises(ModelError, match="training part of the window"):
+        train(X, y, event_time, np.full(400, event_time[-1]))
+
+
+def test_wide_categories_stay_out_of_the_trees(trained: Trained, stream: Make) -> None:
+    encoding = trained.ensemble.encoding
+    assert [name for name, _ in encoding.categories] == ["carrier"]
+    assert encoding.wide == ("tail",)
+    assert encoding.category_names == ("carrier", "tail")
+    assert Encoding.fit(stream(100)[0], max_categories=1000).wide == ()
+
+
+def test_unknown_and_missing_categories_read_the_same(trained: Trained) -> None:
+    columns = {"carrier": np.array(["??", None, "AA"], dtype=object), "wind": np.ones(3), "delay": np.ones(3)}
+    matrix = trained.ensemble.encoding.matrix(columns)
+    assert np.isnan(matrix[:2, 0]).all()
+    assert matrix[2, 0] == 0.0
+
+
+def test_the_artifact_survives_bytes(trained: Trained) -> None:
+    artifact = trained.ensemble.dump()
+    assert Ensemble.parse(artifact) == trained.ensemble
+    with pytest.raises(SnapshotError):
+        Ensemble.parse(artifact[:-1])
+
+
+def log_loss(p: Floats, y: Floats) -> float:
+    return float(-np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)))
+
+
+def online(model: Model, X: Columns, y: Floats) -> Floats:
+    """Predict each row, then learn it."""
+    prepared = model.prepare(X)
+    p = np.empty(len(y))
+    for i in range(len(y)):
+        row, clock = {name: values[i : i + 1] for name, values in prepared.items()}, np.array([i])
+        p[i : i + 1], memo = model.ask(row, clock, 0)
+        model.learn(row, y[i : i + 1], memo, np.ones(1), clock)
+    return p
+
+
+def test_both_start_as_their_trees(trained: Trained, stream: Make) -> None:
+    X, _, _, _ = stream(200, seed=3)
+    _, score = trained.ensemble.trees.walk(trained.ensemble.encoding.matrix(X))
+    for model in (LightGbmModel(trained.ensemble), GbdtLr(trained.ensemble)):
+        np.testing.assert_allclose(model.predict(model.prepare(X)), 1 / (1 + np.exp(-score)), rtol=1e-12)
+
+
+def test_recalibration_repairs_a_shifted_base_rate(trained: Trained, stream: Make) -> None:
+    X, y, _, _ = stream(4000, seed=4)
+    random = np.random.default_rng(4)
+    shifted = np.where(random.random(4000) < 0.5, 1.0, y)  # half of the negatives turn positive
+    frozen = log_loss(online(LightGbmModel(trained.ensemble, scale=0.0), X, shifted)[2000:], shifted[2000:])
+    recalibrated = log_loss(online(LightGbmModel(trained.ensemble), X, shifted)[2000:], shifted[2000:])
+    assert recalibrated < 0.95 * frozen
+
+
+def test_leaves_and_categories_learn_what_trees_do_not_know(trained: Trained, stream: Make) -> None:
+    X, y, _, _ = stream(4000, seed=5)
+    odd = np.array([int(tail[1:]) % 2 == 1 for tail in X["tail"]])
+    turned = np.where(odd, 1.0 - y, y)
+    frozen = log_loss(online(LightGbmModel(trained.ensemble, scale=0.0), X, turned)[3000:], turned[3000:])
+    model = GbdtLr(trained.ensemble, category_alpha=0.3)
+    assert log_loss(online(model, X, turned)[3000:], turned[3000:]) < 0.95 * frozen
+
+
+def test_weights_are_ftrl_proximal(trained: Trained, stream: Make) -> None:
+    """A row-by-row reading of the formula, with dictionaries."""
+    X, y, _, _ = stream(300, seed=6)
+    model = GbdtLr(trained.ensemble, leaf_alpha=0.05, category_alpha=0.2, table_bits=16)
+    prepared = model.prepare(X)
+    found = online(model, X, y)
+    z: dict[int, float] = {}
+    n: dict[int, float] = {}
+    alphas = [0.05] * trained.ensemble.trees.count + [0.2] * 2
+    for i in range(len(y)):
+        pairs = [(s, a) for s, a in zip(prepared["slots"][i].tolist(), alphas, strict=True) if s >= 0]
+        w = {s: -z.get(s, 0.0) * a / (1 + n.get(s, 0.0) ** 0.5) for s, a in pairs}
+        p = 1 / (1 + np.exp(-(prepared["score"][i] + sum(w.values()))))
+        assert found[i] == pytest.approx(p, rel=1e-9)
+        g = p - y[i]
+        for s, a in pairs:
+            sigma = ((n.get(s, 0.0) + g * g) ** 0.5 - n.get(s, 0.0) ** 0.5) / a
+            z[s] = z.get(s, 0.0) + g - sigma * w[s]
+            n[s] = n.get(s, 0.0) + g * g
+
+
+def test_weights_of_other_trees_are_refused(trained: Trained) -> None:
+    with pytest.raises(ModelError, match="load them with their own trees"):
+        GbdtLr(trained.ensemble).load(*GbdtLr(trained.ensemble, table_bits=4).save())
