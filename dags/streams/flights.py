@@ -47,7 +47,7 @@ stream = Stream(
     features=[
         category("carrier", "origin", "dest", "tailnum"),
         number("distance", "scheduled_minutes", "plane_year", "plane_seats"),
-        number("temp", "humid", "wind_speed", "precip", "pressure", "visibility"),
+        number("temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visibility"),
         hour_of_day("scheduled_at"),
         day_of_week("scheduled_at"),
         cross("carrier", "dest"),
@@ -63,6 +63,7 @@ stream = Stream(
         expect.between("scheduled_minutes", 20, 900),
         expect.between("plane_year", 1950, 2014),
         expect.between("temp", -20, 120),
+        expect.between("dewp", -30, 100),
         expect.between("humid", 0, 100),
         expect.between("wind_speed", 0, 100),
         expect.between("visibility", 0, 10),

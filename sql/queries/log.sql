@@ -14,6 +14,9 @@ ON CONFLICT (stream) DO UPDATE SET lsn = excluded.lsn, seq = excluded.seq, epoch
     commit_time = coalesce(excluded.commit_time, p.commit_time), received_at = coalesce(excluded.received_at, p.received_at),
     updated_at = now();
 
+-- rest_position: move the source position past WAL that holds nothing for the stream
+UPDATE headrace.intake_positions SET lsn = greatest(lsn, %(lsn)s::pg_lsn) WHERE stream = %(stream)s RETURNING lsn::text;
+
 -- report_slot: what the intake saw of its slot at the source
 UPDATE headrace.intake_positions SET slot_wal_bytes = %(slot_wal_bytes)s, safe_wal_bytes = %(safe_wal_bytes)s, updated_at = now()
 WHERE stream = %(stream)s;

@@ -7,6 +7,9 @@ SELECT stream FROM headrace.streams ORDER BY stream;
 -- lock_stream: serialise decisions about a stream until the transaction ends
 SELECT stream FROM headrace.streams WHERE stream = %(stream)s FOR UPDATE;
 
+-- lock_registration: one process registers streams at a time
+SELECT pg_advisory_xact_lock(hashtextextended('headrace/registration', 0));
+
 -- add_stream: register a stream
 INSERT INTO headrace.streams (stream, definition, definition_hash, columns)
 VALUES (%(stream)s, %(definition)s, %(definition_hash)s, %(columns)s);
@@ -42,7 +45,7 @@ SELECT version, seq_first, decision_id FROM headrace.serving_history WHERE strea
 
 -- former_champion: who served before the champion
 SELECT version, seq_first, seq_last FROM headrace.serving_history
-WHERE stream = %(stream)s AND seq_last IS NOT NULL ORDER BY seq_first DESC LIMIT 1;
+WHERE stream = %(stream)s AND seq_last IS NOT NULL ORDER BY decision_id DESC LIMIT 1;
 
 -- end_serving: close the champion's row, if it still is the champion
 UPDATE headrace.serving_history SET seq_last = %(seq)s, during = tstzrange(lower(during), now(), '[)')
@@ -98,3 +101,52 @@ WHERE stream = %(stream)s AND version = %(version)s AND seq_first >= %(first)s A
 -- range_epochs: the epochs within a range of seq
 SELECT epoch, seq_first, seq_last, labels FROM headrace.epochs
 WHERE stream = %(stream)s AND seq_first >= %(first)s AND seq_last <= %(last)s ORDER BY epoch;
+
+-- last_epoch: the newest complete epoch
+SELECT epoch, seq_last FROM headrace.epochs WHERE stream = %(stream)s ORDER BY epoch DESC LIMIT 1;
+
+-- epochs_between: epochs by their numbers
+SELECT epoch, seq_first, seq_last FROM headrace.epochs
+WHERE stream = %(stream)s AND epoch BETWEEN %(first)s AND %(last)s ORDER BY epoch;
+
+-- label_rate: share of positive labels up to a seq
+SELECT avg(y) FROM {schema}.labels WHERE kind <> 'correction' AND y IS NOT NULL AND seq <= %(upto)s;
+
+-- create_window: a view of a range of the log, for Great Expectations
+CREATE VIEW {schema}.{view} AS
+SELECT e.*, l.y FROM {schema}.events AS e
+LEFT JOIN {schema}.labels AS l ON l.event_seq = e.seq AND l.kind <> 'correction' AND l.seq <= {last}
+WHERE e.seq BETWEEN {first} AND {last};
+
+-- drop_window: the view is done with
+DROP VIEW {schema}.{view};
+
+-- add_quality_result: one expectation's result
+INSERT INTO headrace.quality_results (stream, dag_run_id, seq_first, seq_last, expectation, success, rows_checked, rows_unexpected,
+    observed, exception)
+VALUES (%(stream)s, %(dag_run_id)s, %(seq_first)s, %(seq_last)s, %(expectation)s, %(success)s, %(rows_checked)s,
+    %(rows_unexpected)s, %(observed)s, %(exception)s);
+
+-- status_intake: what the intake does
+SELECT EXISTS (SELECT FROM pg_locks AS k WHERE k.locktype = 'advisory' AND k.granted
+        AND (k.classid::bigint << 32 | k.objid::bigint) = hashtextextended('headrace/' || s.stream || '/intake', 0)),
+    w.phase, w.message, p.seq, p.lsn::text, p.watermark, p.slot_wal_bytes, p.safe_wal_bytes, w.reported_at
+FROM headrace.streams AS s
+LEFT JOIN headrace.intake_positions AS p USING (stream)
+LEFT JOIN headrace.worker_progress AS w ON w.stream = s.stream AND w.role = 'intake'
+WHERE s.stream = %(stream)s AND (p.stream IS NOT NULL OR w.stream IS NOT NULL);
+
+-- status_versions: what each version does
+SELECT v.version, v.recipe, v.status, coalesce(w.done, v.first_seq - 1), greatest(coalesce(p.seq, 0) - coalesce(w.done, v.first_seq - 1), 0),
+    w.phase, w.message, w.reported_at,
+    EXISTS (SELECT FROM pg_locks AS k WHERE k.locktype = 'advisory' AND k.granted
+        AND (k.classid::bigint << 32 | k.objid::bigint) = hashtextextended('headrace/' || v.stream || '/' || v.version, 0)),
+    l.log_loss, l.labels
+FROM headrace.versions AS v
+LEFT JOIN headrace.worker_progress AS w ON w.stream = v.stream AND w.role = v.version
+LEFT JOIN headrace.intake_positions AS p ON p.stream = v.stream
+LEFT JOIN metrics.leaderboard AS l ON l.stream = v.stream AND l.version = v.version
+WHERE v.stream = %(stream)s ORDER BY v.number;
+
+-- status_incidents: what is wrong now
+SELECT role, state, message, opened_at FROM headrace.incidents WHERE stream = %(stream)s AND closed_at IS NULL ORDER BY opened_at;

@@ -6,6 +6,14 @@ FROM pg_attribute AS a WHERE a.attrelid = to_regclass(%(table)s) AND a.attnum > 
 SELECT c.relreplident::text, EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
 FROM pg_class AS c WHERE c.oid = to_regclass(%(table)s);
 
+-- source_identity_columns: columns that name a table's row in updates and deletes
+SELECT a.attname FROM pg_class AS c
+JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.oid = to_regclass(%(table)s) AND (c.relreplident = 'f' OR EXISTS (
+    SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
+        AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END))
+ORDER BY a.attnum;
+
 -- source_publication: tables of a publication with the columns it sends
 SELECT p.schemaname || '.' || p.tablename, p.attnames::text[] FROM pg_publication_tables AS p WHERE p.pubname = %(publication)s;
 
@@ -19,8 +27,10 @@ SELECT slot_name, active, confirmed_flush_lsn::text, wal_status, pg_wal_lsn_diff
 FROM pg_replication_slots WHERE slot_name = %(slot)s;
 
 -- source_blockers: transactions that keep a slot from being created
-SELECT pid, usename, state, left(query, 80) FROM pg_stat_activity
-WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 3;
+SELECT l.pid, a.usename, coalesce(a.state, 'state hidden'), coalesce(left(a.query, 80), '')
+FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a USING (pid)
+WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted AND l.pid <> pg_backend_pid()
+ORDER BY a.xact_start LIMIT 3;
 
 -- source_count: rows of a table
 SELECT count(*) FROM {table};

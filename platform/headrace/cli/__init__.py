@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import psycopg2
 
 from headrace import __version__, settings
-from headrace.cli import look, run, steer
+from headrace.cli import demo, look, run, serve, steer
 from headrace.errors import HeadraceError
 
 Command = Callable[[settings.Settings, argparse.Namespace], int]
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="headrace", description="Online training on the Postgres and Airflow that you run.")
     top.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run, look, steer):
+    for module in (demo, run, serve, look, steer):
         module.add_commands(commands)
     return top
 
@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("headrace").setLevel(logging.INFO)
     try:
         command: Command = arguments.run
         return command(settings.from_env(), arguments)

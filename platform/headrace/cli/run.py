@@ -120,7 +120,7 @@ def run_intake(settings: Settings, arguments: argparse.Namespace) -> int:
     stream = stream_of(settings, arguments.stream)
     origin = connection(settings, stream.source.conn_id)
     with platform(settings) as dsn, closing(db.connect(dsn, role="headrace_intake", application=f"headrace intake {stream.name}")) as conn:
-        columns = registry.columns_of(conn, stream.name)
+        columns = registry.registered(conn, stream)
         lease = leases.take(conn, stream.name, "intake", settings.lease)
         if log.position(conn, stream.name) is None:
             conn.commit()
@@ -148,7 +148,7 @@ def run_learn(settings: Settings, arguments: argparse.Namespace) -> int:
     key = signing_key(settings)
     application = f"headrace learn {arguments.version}"
     with platform(settings) as dsn, closing(db.connect(dsn, role="headrace_learner", application=application)) as conn:
-        columns = registry.columns_of(conn, stream.name)
+        columns = registry.registered(conn, stream)
         lease = leases.take(conn, stream.name, arguments.version, settings.lease)
         live = open_version(conn, stream, registry.version(conn, stream.name, arguments.version), columns, key, engine())
         conn.commit()

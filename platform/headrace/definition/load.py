@@ -35,7 +35,13 @@ def load_file(path: Path) -> Stream:
     stream = getattr(module, "stream", None)
     if not isinstance(stream, Stream):
         raise DefinitionError(f"{path}: found no `stream = Stream(...)`; expected one of that name")
-    if problems := stream.problems():
+    try:
+        problems = stream.problems()
+    except (TypeError, AttributeError) as error:  # a value of a wrong type, which checks stumble over
+        raise DefinitionError(
+            f"{path}: the definition holds a value of a wrong type: {error}; `mypy --strict {path.name}` shows where"
+        ) from error
+    if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise DefinitionError(f"{path}: the definition of {stream.name!r} has {len(problems)} mistake(s):\n{lines}")
     return stream

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from headrace.definition.columns import Expression
-from headrace.definition.expect import Expectation
+from headrace.definition.expect import ROW_KINDS, Expectation
 from headrace.definition.features import Feature
 from headrace.definition.recipes import Recipe
 
@@ -134,10 +134,10 @@ class Stream:
 
 
 def _names(stream: Stream) -> Iterator[str]:
-    if not _NAME.fullmatch(stream.name) or stream.name in _RESERVED_STREAMS:
+    if not _NAME.fullmatch(stream.name) or stream.name in _RESERVED_STREAMS or stream.name.startswith("pg_"):
         yield (
             f"name: found {stream.name!r}, expected lower-case letters, digits and underscores, starting with a letter, "
-            f"at most 41 of them, and none of {', '.join(_RESERVED_STREAMS)}"
+            f"at most 41 of them, not with pg_, and none of {', '.join(_RESERVED_STREAMS)}"
         )
     for where, table in (("source.table", stream.source.table), ("label.table", stream.label.table)):
         if not table or table.count(".") != 1 or not all(table.split(".")):
@@ -187,8 +187,9 @@ def _features(stream: Stream) -> Iterator[str]:
             for column in feature.columns:
                 if column not in categories:
                     yield f"features: {feature.kind}({column!r}) needs category({column!r}), which is not declared"
-    if stream.label.value.column in stream.columns() and stream.label.table == stream.source.table:
-        yield f"features: {stream.label.value.column!r} is the label: it would leak"
+    value = stream.label.value
+    if isinstance(value, Expression) and stream.label.table == stream.source.table and value.column in stream.columns():
+        yield f"features: {value.column!r} is the label: it would leak"
     for column in stream.slices:
         if column not in categories:
             yield f"slices: {column!r} is not a declared category"
@@ -197,6 +198,8 @@ def _features(stream: Stream) -> Iterator[str]:
 def _contract(stream: Stream) -> Iterator[str]:
     numbers = set(stream.feature_columns("number"))
     for expectation in stream.contract:
+        if not expectation.columns and expectation.kind in ROW_KINDS:
+            yield f"contract: {expectation.kind}() names no column"
         low, high = expectation.params.get("minimum"), expectation.params.get("maximum")
         if low is not None and high is not None and low > high:
             yield f"contract: {expectation.name} has its minimum above its maximum"
@@ -207,8 +210,8 @@ def _contract(stream: Stream) -> Iterator[str]:
                 re.compile(expectation.params["pattern"])
             except re.error as error:
                 yield f"contract: {expectation.name}: not a regular expression: {error}"
-            if expectation.columns[0] in numbers:
-                yield f"contract: {expectation.name} is for texts, {expectation.columns[0]!r} is a number"
+        if expectation.kind in ("regex", "length") and expectation.columns[0] in numbers:
+            yield f"contract: {expectation.name} is for texts, {expectation.columns[0]!r} is a number"
         if expectation.kind in ("in_set", "not_in_set") and not expectation.params["values"]:
             yield f"contract: {expectation.name} has no values"
     for name, count in Counter(e.name for e in stream.contract).items():

@@ -78,6 +78,11 @@ class Replayer:
         self.error: Exception | None = None
         self.done = False
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
+
     def start(self) -> None:
         """Begin."""
         self._thread.start()

@@ -124,15 +124,21 @@ class Admission:
         self._add(rows, _Part(order[kept], commit[kept], op, wires, times, y, self._first_row() + kept))
 
     def unlabels(self, rows: Rows, order: Ints, commit: Ints) -> None:
-        """Deleted rows of the labels' table, by their replica identity."""
-        name = self.stream.label.key
-        keys = rows.cells.column(rows.columns[name][0])
-        wires = [keys.bytes_at(i) for i in range(len(rows))]
+        """Deleted rows of the labels' table, by their replica identity; one that does not name its event is refused."""
+        label = self.stream.label
+        keys = rows.cells.column(rows.columns[label.key][0])
         self.received += len(rows)
-        op = np.full(len(rows), Op.UNLABEL, dtype=np.int8)
-        nothing = np.full(len(rows), np.nan)
-        row = self._first_row() + np.arange(len(rows))
-        self._add(rows, _Part(order, commit, op, wires, np.full(len(rows), NO_TIME), nothing, row))
+        for i in np.flatnonzero(keys.length < 0).tolist():
+            reason = f"the deleted row does not say its {label.key}, expected it in the replica identity of {label.table}"
+            refusal = Refusal(
+                label.table, None, f"identity({label.key})", None, reason, _content(rows, i), int(commit[i])
+            )
+            self.refusals.append(refusal)
+        kept = np.flatnonzero(keys.length >= 0)
+        wires = [keys.bytes_at(i) for i in kept.tolist()]
+        op = np.full(len(kept), Op.UNLABEL, dtype=np.int8)
+        nothing, no_time = np.full(len(kept), np.nan), np.full(len(kept), NO_TIME)
+        self._add(rows, _Part(order[kept], commit[kept], op, wires, no_time, nothing, self._first_row() + kept))
 
     def chunk(self, commit_clock: Ints) -> Chunk:
         """All changes that were let in, in order."""

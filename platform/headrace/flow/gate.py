@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from headrace.definition.columns import Expression
 from headrace.definition.expect import Expectation
 from headrace.definition.stream import Stream
-from headrace.events import micros, moment
+from headrace.events import moment
 from headrace.flow.pgtypes import NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, Column, decode
 from headrace.flow.wire import Cells
 
 Mask = NDArray[np.bool_]
+EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999: what datetime holds
 
 
 @dataclass
@@ -60,7 +61,9 @@ class Rows:
         if SUPPORTED[self.columns[name][1]].kind in ("timestamp", "date"):
             if value in (POSITIVE_INFINITY, NEGATIVE_INFINITY):
                 return "infinity" if value > 0 else "-infinity"
-            return moment(value).isoformat()
+            if EARLIEST <= value <= LATEST:
+                return moment(value).isoformat()
+            return f"{np.datetime64(int(value), 'us')}+00:00"  # beyond what datetime holds
         return str(value)
 
 
@@ -138,6 +141,8 @@ def label_gate(stream: Stream) -> Gate:
     if label.value.operator == "value":
         column = label.value.column
         rules.append(Rule("label", column, "0, 1, false, true or NULL", lambda rows: ~_binary(rows[column])))
+    elif label.value.operator in (">", ">=", "<", "<="):
+        rules.append(_finite(label.value.column))
     return Gate(rules, label.label_time, int(stream.source.max_ahead.total_seconds() * 1e6))
 
 
@@ -210,20 +215,24 @@ def _finite(column: str) -> Rule:
 
 
 def _finite_time(column: str) -> Rule:
-    # Times that Python's datetime cannot hold would break every reader of the log.
-    low, high = micros(moment(-62_135_596_800_000_000)), 253_402_300_799_999_999
     return Rule(
         f"finite({column})",
         column,
         "a time between the years 1 and 9999",
-        lambda rows: ~rows[column].null & ((rows[column].values < low) | (rows[column].values > high)),
+        # Times that Python's datetime cannot hold would break every reader of the log.
+        lambda rows: ~rows[column].null & ((rows[column].values < EARLIEST) | (rows[column].values > LATEST)),
     )
 
 
 def _less_than(name: str, column: str, other: str) -> Rule:
     def broken(rows: Rows) -> Mask:
         a, b = rows[column], rows[other]
-        mask: Mask = ~a.null & ~b.null & ~(a.values < b.values)
+        mask: Mask = ~a.null & ~b.null
+        left, right = a.values[mask], b.values[mask]
+        fine = left < right
+        if right.dtype == np.float64:  # NaN lies beyond every number
+            fine = fine | (np.isnan(right) & ~np.isnan(left.astype(np.float64)))
+        mask[mask] = ~fine.astype(np.bool_)
         return mask
 
     return Rule(name, column, f"less than {other}", broken)

@@ -142,10 +142,15 @@ class Join:
         return len(self._open)
 
     def unknown_keys(self, chunk: Chunk) -> list[Key]:
-        """Keys of labels that only the log may know: neither open nor an event of this chunk."""
-        events = {key for key, op in zip(chunk.key, chunk.op.tolist(), strict=True) if op == Op.EVENT}
-        labels = (key for key, op in zip(chunk.key, chunk.op.tolist(), strict=True) if op != Op.EVENT)
-        return [k for k in dict.fromkeys(labels) if k not in self._open and k not in events and k not in self.held]
+        """Keys of labels that only the log may know: neither open, nor held, nor an earlier event of this chunk."""
+        events: set[Key] = set()
+        unknown: dict[Key, None] = {}
+        for key, op in zip(chunk.key, chunk.op.tolist(), strict=True):
+            if op == Op.EVENT:
+                events.add(key)
+            elif key not in events and key not in self._open and key not in self.held:
+                unknown[key] = None
+        return list(unknown)
 
     def run(self, chunk: Chunk, past: Mapping[Key, Past]) -> Joined:
         """Join a chunk.
@@ -189,12 +194,7 @@ class Join:
         self._open[key] = self.seq
         self._waiting.append((self.watermark + self.window, self.seq, key))
         if key in self.held:
-            y, time = self.held.pop(key)
-            if key in out.held:
-                del out.held[key]
-            else:
-                out.released.append(key)
-            out.counts.held -= 1
+            y, time = self._release(out, key)
             out.counts.labels += 1
             self._close(out, key, LabelKind.OBSERVED, y, time, closed)
 
@@ -203,6 +203,8 @@ class Join:
         if key in self._open and not no_value:
             out.counts.labels += 1
             self._close(out, key, LabelKind.OBSERVED, y, time, closed)
+        elif key in self._open:
+            out.counts.ignored += 1  # no value is what an open event has
         elif key in closed and not _same(y, closed[key].y):
             out.counts.corrections += 1
             self._enter()
@@ -210,12 +212,7 @@ class Join:
             closed[key] = Past(before.seq, y)
             self._label(out, before.seq, LabelKind.CORRECTION, y, before.y, time)
         elif no_value and key in self.held:
-            del self.held[key]
-            if key in out.held:
-                del out.held[key]
-            else:
-                out.released.append(key)
-            out.counts.held -= 1
+            self._release(out, key)
             out.counts.ignored += 2
         elif no_value or key in closed:
             out.counts.ignored += 1
@@ -224,6 +221,13 @@ class Join:
             out.counts.held += key not in self.held
             self.held[key] = (y, time)
             out.held[key] = (commit, y, time)
+
+    def _release(self, out: Joined, key: Key) -> tuple[float, int]:
+        """Take a label that waits; it may be stored, or of this chunk, or both when this chunk changed it."""
+        out.held.pop(key, None)
+        out.released.append(key)
+        out.counts.held -= 1
+        return self.held.pop(key)
 
     def _time_out(self, out: Joined, closed: dict[Key, Past]) -> None:
         while self._waiting and self._waiting[0][0] <= self.watermark:

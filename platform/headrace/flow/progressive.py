@@ -68,8 +68,8 @@ class OpenEvents:
     def add(self, seqs: NDArray[np.int64], times: NDArray[np.int64], columns: Columns) -> NDArray[np.int64]:
         """Enter events; gives their slots."""
         missing = len(seqs) - len(self._free)
-        if missing > 0:
-            self._grow(missing, columns)
+        if missing > 0 or not self.columns:  # the columns are made even when there is no event yet
+            self._grow(max(missing, 0), columns)
         slots = np.array([self._free.pop() for _ in range(len(seqs))], dtype=np.int64)
         self.slots.update(zip(seqs.tolist(), slots.tolist(), strict=True))
         for name, values in columns.items():

@@ -12,7 +12,7 @@ import select
 import time
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from psycopg2.extensions import connection as Connection
@@ -72,9 +72,18 @@ class Reader:
         self._session = messages.session
         return messages
 
+    @property
+    def idle_at(self) -> str:
+        """How far the source's WAL is known to hold nothing but what `read` gave; 0/0 inside a transaction."""
+        return "0/0" if self._payloads else source.lsn_text(self._cursor.wal_end)
+
     def acknowledge(self, lsn: str) -> None:
-        """Tell the source that everything up to a position is durable here."""
-        self._cursor.send_feedback(flush_lsn=source.lsn_number(lsn), force=True)  # type: ignore[no-untyped-call]
+        """Tell the source that everything up to a position is durable here.
+
+        One byte less is confirmed: once all that was read is confirmed, psycopg2 confirms what keepalives name by itself,
+        and the slot would get ahead of the stored position. Streaming starts at the stored position, so nothing comes twice.
+        """
+        self._cursor.send_feedback(flush_lsn=source.lsn_number(lsn) - 1, force=True)  # type: ignore[no-untyped-call]
 
 
 def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages) -> Admission:
@@ -117,15 +126,21 @@ def _rows(changes: Changes, index: np.ndarray[tuple[int], np.dtype[np.intp]], *,
     return Rows(cells.take(index), columns)
 
 
-def clocks(messages: Messages) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Stream time that each commit's heartbeats carry; the smallest int64 where there is none."""
+def clocks(messages: Messages, stream: Stream) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Stream time that each commit's heartbeats carry; the smallest int64 where there is none.
+
+    A time too far ahead of its commit is not believed, as in a row: it would close every event that waits.
+    """
     carried = np.full(len(messages.transactions.commit), _NO_CLOCK, dtype=np.int64)
     for message in messages.logical:
         if message.prefix == CLOCK and message.transactional:
             commit = int(messages.transaction[message.index])
             try:
-                told = datetime.fromisoformat(message.content.decode())
-                carried[commit] = max(carried[commit], micros(told))
+                told = micros(datetime.fromisoformat(message.content.decode()))
+                latest = int(messages.transactions.commit_time[commit]) + stream.source.max_ahead // timedelta(microseconds=1)
+                if told > latest:
+                    raise ValueError(f"later than {moment(latest).isoformat()}")
+                carried[commit] = max(carried[commit], told)
             except (ValueError, TypeError) as error:
                 logger.warning("ignored a heartbeat with content %r: expected an ISO time with its zone (%s)", message.content, error)
     return carried
@@ -159,9 +174,12 @@ def run(
     conn.commit()
     with closing(db.connect(dsn, application="headrace watch", autocommit=True)) as watch:
         _check_slot(watch, at)
+        if problems := [f for f in source.check_publication(watch, stream) if not f.ok]:
+            # Postgres 18 would stream on without a word, and the position would move past changes that were never sent.
+            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
         with source.replication(dsn) as cursor:
             _check_system(source.system(cursor), at)
-            source.start(cursor, stream.slot, stream.publication, at.lsn)
+            source.start(cursor, at.slot, stream.publication, at.lsn)
             logger.info("streaming %s from %s: seq %d, %d events wait for their label", stream.name, at.lsn, at.seq, join.open_events)
             reader, looked = Reader(cursor), 0.0
             while not stop():
@@ -169,7 +187,7 @@ def run(
                 if messages is not None:
                     reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, messages))
                 if time.monotonic() - looked > 2.0:
-                    _report(conn, watch, stream, lease, join)
+                    reader.acknowledge(_report(conn, watch, stream, lease, join, at.slot, reader.idle_at))
                     looked = time.monotonic()
 
 
@@ -185,7 +203,7 @@ def _write(
 ) -> str:
     """One platform transaction; gives the position that it made durable."""
     admission = admit(stream, columns, messages)
-    chunk = admission.chunk(clocks(messages))
+    chunk = admission.chunk(clocks(messages, stream))
     ends = [source.lsn_text(lsn) for lsn in messages.transactions.end_lsn.tolist()]
     times = [moment(t) for t in messages.transactions.commit_time.tolist()]
     with db.transaction(conn):
@@ -196,7 +214,7 @@ def _write(
             conn,
             stream.name,
             join,
-            slot=stream.slot,
+            slot=at.slot,
             system_identifier=at.system_identifier,
             timeline=at.timeline,
             lsn=ends[-1],
@@ -233,11 +251,19 @@ def _check_system(system: source.System, at: log.Position) -> None:
         )
 
 
-def _report(conn: Connection, watch: Connection, stream: Stream, lease: Lease, join: Join) -> None:
-    """What people and other processes should know of this one; renews the lease of an idle stream too."""
-    slot = db.row(watch, "source_slot", {"slot": stream.slot})
+def _report(
+    conn: Connection, watch: Connection, stream: Stream, lease: Lease, join: Join, slot_name: str, idle_at: str
+) -> str:
+    """What people and other processes should know of this one; renews the lease of an idle stream too.
+
+    It also moves the position past WAL that holds nothing for the stream, so that an idle slot keeps none; gives the
+    position that is durable now.
+    """
+    slot = db.row(watch, "source_slot", {"slot": slot_name})
     with db.transaction(conn):
         lease.check(conn)
+        rested = db.row(conn, "rest_position", {"stream": stream.name, "lsn": idle_at})
+        assert rested is not None  # the position was there at the start
         if slot is not None:
             db.run(conn, "report_slot", {"stream": stream.name, "slot_wal_bytes": slot[4], "safe_wal_bytes": slot[5]})
         params = {
@@ -251,3 +277,4 @@ def _report(conn: Connection, watch: Connection, stream: Stream, lease: Lease, j
             "received_through": None,
         }
         db.run(conn, "report_progress", params)
+    return str(rested[0])

@@ -47,7 +47,7 @@ def migrate(dsn: str) -> Migrated:
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS headrace"))
         before = _version(connection)
         config = Config()
-        config.set_main_option("script_location", str(SQL / "migrations"))
+        config.set_main_option("script_location", str(SQL / "migrations").replace("%", "%%"))
         config.attributes["connection"] = connection
         known = {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
         if before is not None and before not in known:

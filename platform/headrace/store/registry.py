@@ -78,6 +78,28 @@ def columns_of(conn: Connection, stream: str) -> tuple[LogColumn, ...]:
     return tuple(LogColumn(**column) for column in row[2])
 
 
+def registered(conn: Connection, stream: Stream) -> tuple[LogColumn, ...]:
+    """The log's columns of a registered stream, after checking that its definition is still the one that made the log.
+
+    Raises
+    ------
+    DefinitionError
+        When the stream is not registered, or source, label, features, contract, slices or epochs changed since.
+    """
+    columns = columns_of(conn, stream.name)
+    row = db.row(conn, "get_stream", {"stream": stream.name})
+    if row is not None and row[1] != stream.hash():
+        raise DefinitionError(_changed(stream, row[1]))
+    return columns
+
+
+def _changed(stream: Stream, known: str) -> str:
+    return (
+        f"the definition of {stream.name!r} has hash {stream.hash()}, the registered one {known}: source, label, features, "
+        "contract, slices or epochs changed; give the changed stream a new name, or undo the change"
+    )
+
+
 def register(conn: Connection, stream: Stream, columns: Sequence[LogColumn], engine: Engine) -> bool:
     """Register a stream with its log and its first champion; True when it was new. The caller owns the transaction.
 
@@ -87,13 +109,11 @@ def register(conn: Connection, stream: Stream, columns: Sequence[LogColumn], eng
         When what the log depends on differs from the registered definition.
     """
     params = {"stream": stream.name, "definition": json.dumps(stream.as_json())}
+    db.row(conn, "lock_registration")
     found = db.row(conn, "get_stream", params)
     if found is not None:
         if found[1] != stream.hash():
-            raise DefinitionError(
-                f"the definition of {stream.name!r} has hash {stream.hash()}, the registered one {found[1]}: source, label, "
-                "features, contract, slices or epochs changed; give the changed stream a new name, or undo the change"
-            )
+            raise DefinitionError(_changed(stream, found[1]))
         db.run(conn, "update_definition", params)
         return False
     as_json = json.dumps([vars(column) for column in columns])
@@ -206,7 +226,8 @@ def decide(conn: Connection, stream: str, decision: Decision, *, seq: int) -> in
 def change_champion(conn: Connection, stream: str, decision: Decision) -> int:
     """Promote or roll back: `decision.challenger` serves from the log's next entry on. The caller owns the transaction.
 
-    The former champion goes on learning: in probation after a promotion, in shadow after a rollback.
+    The former champion goes on learning: in probation after a promotion, in shadow after a rollback. Who was in probation
+    before it is retired.
 
     Raises
     ------
@@ -226,7 +247,7 @@ def change_champion(conn: Connection, stream: str, decision: Decision) -> int:
         raise BatchError(f"{decision.challenger} is {now}, expected shadow or probation: it cannot serve")
     for other in versions(conn, stream):
         if other.status == "probation":
-            set_status(conn, stream, other.version, "shadow", was=("probation",))
+            set_status(conn, stream, other.version, "retired", was=("probation",))
     after = "probation" if decision.verdict == "promote" else "shadow"
     set_status(conn, stream, serving, after, was=("champion",))
     position = db.row(conn, "log_position", {"stream": stream})

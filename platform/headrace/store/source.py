@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,12 +58,26 @@ def needed_columns(stream: Stream) -> dict[str, tuple[str, ...]]:
     return {stream.source.table: events, label.table: tuple(dict.fromkeys((label.key, label.value.column, label.label_time)))}
 
 
-def statements(stream: Stream, role: str = "headrace") -> str:
+def identity_columns(conn: Connection, stream: Stream) -> dict[str, tuple[str, ...]]:
+    """Columns of each table's replica identity: a publication that leaves one out makes the table's updates fail."""
+    return {
+        table: tuple(name for (name,) in db.rows(conn, "source_identity_columns", {"table": table}))
+        for table in needed_columns(stream)
+    }
+
+
+def statements(stream: Stream, role: str = "headrace", identity: Mapping[str, Sequence[str]] | None = None) -> str:
     """The statements that prepare the source for a stream, for a DBA to run: `headrace source-sql`.
 
-    The publication sends only the columns that the stream reads, and the key columns that Postgres asks for.
+    The publication sends only the columns that the stream reads, and those of the replica identity.
+
+    Parameters
+    ----------
+    identity
+        From `identity_columns`; left out, the tables' keys are taken to be the ones that the definition names.
     """
-    tables = needed_columns(stream)
+    more = identity or {}
+    tables = {t: tuple(dict.fromkeys((*columns, *more.get(t, ())))) for t, columns in needed_columns(stream).items()}
     listed = ",\n    ".join(f"{_quoted(table)} ({', '.join(map(_quoted, columns))})" for table, columns in tables.items())
     grants = "\n".join(
         f"GRANT USAGE ON SCHEMA {_quoted(table.split('.')[0])} TO {_quoted(role)};\nGRANT SELECT ON {_quoted(table)} TO {_quoted(role)};"
@@ -130,10 +144,15 @@ def _check_columns(conn: Connection, stream: Stream) -> Iterator[Finding]:
         if column in found_types and found_types[column][0] != TIMESTAMPTZ:
             found = f"has type {found_types[column][1]}, expected timestamp with time zone"
             yield Finding(False, f"time {table}.{column}", found, "times without a zone are ambiguous: change the column's type")
-    for column in stream.feature_columns("number"):
-        if column in events and SUPPORTED.get(events[column][0], SUPPORTED[25]).kind not in ("int", "float", "numeric", "bool"):
-            found = f"has type {events[column][1]}, expected a number"
-            yield Finding(False, f"number {stream.source.table}.{column}", found, f"declare category({column!r}) instead")
+    for table, column, wanted, remedy in _needed_kinds(stream):
+        if column in types[table] and (kind := SUPPORTED.get(types[table][column][0])) and kind.kind not in _KINDS[wanted]:
+            yield Finding(False, f"type of {table}.{column}", f"is {types[table][column][1]}, expected {wanted}", remedy)
+    for expectation in stream.contract:
+        if expectation.kind == "less_than" and all(c in events for c in expectation.columns):
+            groups = [{w for w in _COMPARABLE if _kind(events[c][0]) in _KINDS[w]} for c in expectation.columns]
+            if not groups[0] & groups[1]:
+                found = " and ".join(f"{c} is {events[c][1]}" for c in expectation.columns)
+                yield Finding(False, f"contract {expectation.name}", f"{found}, expected types that compare", "correct the contract")
     if stream.source.key in events and SUPPORTED.get(events[stream.source.key][0], SUPPORTED[16]).kind not in ("int", "text", "uuid"):
         found = f"has type {events[stream.source.key][1]}, expected integer, text or uuid"
         yield Finding(False, f"key {stream.source.table}.{stream.source.key}", found, "choose a key of such a type")
@@ -141,6 +160,51 @@ def _check_columns(conn: Connection, stream: Stream) -> Iterator[Finding]:
     if keys[0] and keys[1] and keys[0][0] != keys[1][0]:
         found = f"{stream.source.table}.{stream.source.key} is {keys[0][1]}, {stream.label.table}.{stream.label.key} is {keys[1][1]}"
         yield Finding(False, "keys", found, "give both the same type")
+
+
+_KINDS: dict[str, tuple[str, ...]] = {
+    "a number": ("int", "float", "numeric"),
+    "a number or a boolean": ("int", "float", "numeric", "bool"),
+    "a boolean": ("bool",),
+    "a text": ("text", "char"),
+    "a text or uuid": ("text", "char", "uuid"),
+    "a time": ("timestamp", "date"),
+}
+_COMPARABLE = ("a number", "a text", "a time", "a boolean")
+
+
+def _kind(oid: int) -> str | None:
+    return SUPPORTED[oid].kind if oid in SUPPORTED else None
+
+
+def _needed_kinds(stream: Stream) -> Iterator[tuple[str, str, str, str]]:
+    """(table, column, what it must be, remedy) wherever the definition works with a column's values."""
+    events, label = stream.source.table, stream.label
+    for feature in stream.features:
+        for column in feature.columns:
+            if feature.kind == "number":
+                yield events, column, "a number or a boolean", f"declare category({column!r}) instead"
+            elif feature.kind in ("hour_of_day", "day_of_week"):
+                yield events, column, "a time", f"leave {feature.kind}({column!r}) out"
+    for expectation in stream.contract:
+        remedy = f"leave {expectation.name} out of the contract, or correct it"
+        values = expectation.params.get("values", ())
+        for column in expectation.columns:
+            if expectation.kind in ("between", "finite"):
+                yield events, column, "a number", remedy
+            elif expectation.kind in ("regex", "length"):
+                yield events, column, "a text", remedy
+            elif expectation.kind in ("in_set", "not_in_set") and values:
+                yield events, column, "a text or uuid" if isinstance(values[0], str) else "a number or a boolean", remedy
+    remedy, constant = f"correct label.value, which is {label.value}", label.value.constant
+    match label.value.operator:
+        case "value":
+            yield label.table, label.value.column, "a number or a boolean", remedy
+        case ">" | ">=" | "<" | "<=":
+            yield label.table, label.value.column, "a number", remedy
+        case "==" | "!=":
+            wanted = "a text or uuid" if isinstance(constant, str) else "a boolean" if isinstance(constant, bool) else "a number"
+            yield label.table, label.value.column, wanted, remedy
 
 
 def doctor(dsn: str, stream: Stream) -> list[Finding]:
@@ -209,8 +273,9 @@ def check_publication(conn: Connection, stream: Stream) -> Iterator[Finding]:
     if not published:
         yield Finding(False, f"publication {stream.publication}", "missing, or without tables", remedy)
         return
+    identity = identity_columns(conn, stream)
     for table, columns in needed_columns(stream).items():
-        missing = [c for c in columns if c not in (published.get(table) or ())]
+        missing = [c for c in dict.fromkeys((*columns, *identity[table])) if c not in (published.get(table) or ())]
         found = "sends all columns needed" if not missing else f"lacks {', '.join(missing)}"
         yield Finding(not missing, f"publication of {table}", found, remedy)
 
@@ -318,7 +383,7 @@ def start(cursor: ReplicationCursor, slot: str, publication: str, lsn: str) -> N
             slot_name=slot,
             decode=False,
             start_lsn=lsn_number(lsn),
-            status_interval=10,
+            status_interval=60,  # the intake sends feedback itself, more often, once it has stored what it confirms
             options={"proto_version": "1", "publication_names": publication, "binary": "true", "messages": "true"},
         )
     except psycopg2.errors.ObjectInUse as error:

@@ -5,7 +5,11 @@ DECLARE
 BEGIN
     FOREACH wanted IN ARRAY ARRAY['headrace_intake', 'headrace_learner', 'headrace_steer', 'headrace_reader'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
-            EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL; -- roles belong to the server: another database's migration was quicker
+            END;
         END IF;
         IF NOT pg_has_role(current_user, wanted, 'MEMBER') THEN
             EXECUTE format('GRANT %I TO %I', wanted, current_user);
@@ -20,6 +24,7 @@ CREATE TABLE headrace.repeatable (
     sha256 text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 );
+COMMENT ON TABLE headrace.schema_version IS 'Which numbered migration was applied last; Alembic keeps it.';
 COMMENT ON TABLE headrace.repeatable IS 'Hashes of the views as last applied: a second migrate changes nothing.';
 
 CREATE TABLE headrace.streams (
@@ -132,6 +137,7 @@ CREATE TABLE headrace.slice_metrics (
     p_sum double precision NOT NULL,
     PRIMARY KEY (stream, version, epoch, slice, value)
 );
+COMMENT ON TABLE headrace.slice_metrics IS 'The same sums for each value of each slice that the stream declares.';
 
 CREATE TABLE headrace.training_curves (
     stream text NOT NULL,
@@ -151,8 +157,8 @@ CREATE TABLE headrace.serving_history (
     seq_last bigint,
     during tstzrange NOT NULL,
     why text NOT NULL,
-    decision_id bigint,
-    PRIMARY KEY (stream, seq_first),
+    decision_id bigint NOT NULL,
+    PRIMARY KEY (stream, decision_id), -- two changes between two entries have the same seq_first
     FOREIGN KEY (stream, version) REFERENCES headrace.versions
 );
 CREATE UNIQUE INDEX serving_history_current ON headrace.serving_history (stream) WHERE seq_last IS NULL;
@@ -240,7 +246,7 @@ CREATE TABLE headrace.intake_positions (
     updated_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON COLUMN headrace.intake_positions.slot_wal_bytes IS 'WAL that the slot keeps at the source, as the intake last saw it.';
-COMMENT ON TABLE headrace.intake_positions IS 'How far the log goes: the source position (a Commit''s end_lsn) and seq, moved in the log''s own transaction.';
+COMMENT ON TABLE headrace.intake_positions IS 'How far the log goes: the source position (a Commit''s end_lsn, or later where nothing follows it) and seq, moved in the log''s own transaction.';
 
 CREATE TABLE headrace.accounting (
     stream text NOT NULL REFERENCES headrace.streams,

@@ -1,0 +1,340 @@
+"""Bootstrap: trains a candidate on the log up to an epoch's end, judges it on the held-out end, registers it.
+
+The training matrix is what the log says: the very code that learns online passes over the window and collects each
+event's features, target means included, so offline and online features cannot differ. Training ends where the online
+part begins: the candidate's first seq is the entry after its window, and events that are still open there are handed
+over. Nothing of a model reaches the registry before all of it does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg2.extensions import connection as Connection
+
+from headrace.definition.recipes import Recipe
+from headrace.definition.stream import Stream
+from headrace.errors import BatchError
+from headrace.events import Columns, Engine, LabelKind, LogColumn
+from headrace.flow.features import Encoder
+from headrace.flow.progressive import Progressive
+from headrace.flow.scores import GENESIS, log_loss
+from headrace.models.boosting import Ensemble, Trained
+from headrace.models.build import fresh, train
+from headrace.models.contract import Arrays, Clock, Floats, row_count, take
+from headrace.models.target_mean import TargetMeans
+from headrace.store import checkpoints, db, log, registry
+from headrace.store.state import ARTIFACT, Live
+
+_BATCH = 100_000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a bootstrap made."""
+
+    version: str
+    recipe: str
+    first_seq: int
+    trees: int
+    heldout: Mapping[str, Any]  # log_loss, champion_log_loss (None before it scored there), labels, epoch_first, epoch_last
+    passes: bool
+    sentence: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """A range of the log as training data: events in log order, and their labels."""
+
+    X: dict[str, NDArray[Any]]
+    event_seq: NDArray[np.int64]
+    event_clock: NDArray[np.int64]
+    label_row: NDArray[np.int64]  # row of the event that each label answers, in log order of the labels
+    label_seq: NDArray[np.int64]
+    label_clock: NDArray[np.int64]
+    y: Floats
+    means: TargetMeans | None  # as they stand at the window's end
+    open_seq: NDArray[np.int64]  # events that wait for their label at the window's end
+    open_means: Floats | None
+
+
+class _Collector:
+    """A model that keeps what it is shown: the pass over the log that makes the training matrix."""
+
+    memo_width = 0
+
+    def __init__(self) -> None:
+        self.parts: list[dict[str, NDArray[Any]]] = []
+
+    def prepare(self, X: Columns) -> Columns:
+        self.parts.append(dict(X))
+        return {"row": np.zeros(row_count(X))}
+
+    def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
+        return np.full(len(clock), 0.5), np.empty((len(clock), 0))
+
+    def learn(self, X: Columns, y: Floats, memo: Floats, weight: Floats, clock: Clock) -> None:
+        """Nothing to learn: the matrix is collected at events."""
+
+    def predict(self, X: Columns) -> Floats:
+        return np.full(row_count(X), 0.5)
+
+    def save(self) -> tuple[Arrays, dict[str, Any]]:
+        return {}, {}
+
+    def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+        """It has no state."""
+
+
+def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], recipe: Recipe, seq_last: int) -> Window:
+    """The log from its start to an epoch's end, as training data.
+
+    Raises
+    ------
+    BatchError
+        When there are no labels in it.
+    """
+    row = db.row(conn, "label_rate", {"upto": seq_last}, schema=stream.name)
+    rate = None if row is None else row[0]
+    if not rate or rate >= 1:
+        raise BatchError(f"the log of {stream.name!r} up to seq {seq_last} has labels of one class only (rate {rate}); wait for more")
+    encoder = Encoder(stream)
+    means = TargetMeans(encoder.mean_keys, rate) if recipe.target_means else None
+    collector = _Collector()
+    pass_over = Progressive(collector, encoder, means, (), 1, GENESIS)
+    parts: list[dict[str, NDArray[Any]]] = []
+    at = 0
+    while at < seq_last:
+        batch = log.read(conn, stream.name, columns, at, min(at + _BATCH, seq_last))
+        conn.commit()
+        for _ in pass_over.apply(batch):
+            pass
+        known = (batch.label_kind != LabelKind.CORRECTION) & ~np.isnan(batch.y)
+        parts.append(
+            {
+                "event_seq": batch.event_seq,
+                "event_clock": batch.clock_events,
+                "label_seq": batch.label_seq[known],
+                "label_event": batch.label_event[known],
+                "label_clock": batch.clock_labels[known],
+                "y": batch.y[known],
+            }
+        )
+        at = batch.seq_last
+    log_columns = _joined(parts)
+    state, _ = pass_over.state()
+    return Window(
+        X=_joined(collector.parts),
+        event_seq=log_columns["event_seq"],
+        event_clock=log_columns["event_clock"],
+        label_row=np.searchsorted(log_columns["event_seq"], log_columns["label_event"]),
+        label_seq=log_columns["label_seq"],
+        label_clock=log_columns["label_clock"],
+        y=log_columns["y"],
+        means=means,
+        open_seq=state["open/seq"],
+        open_means=state.get("open/means"),
+    )
+
+
+def _joined(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def last_epoch_end(conn: Connection, stream: str) -> tuple[int, int]:
+    """(epoch, seq) of the newest complete epoch.
+
+    Raises
+    ------
+    BatchError
+        When there is none yet.
+    """
+    row = db.row(conn, "last_epoch", {"stream": stream})
+    if row is None:
+        raise BatchError(f"stream {stream!r} has no complete epoch yet: wait until its history is imported")
+    return int(row[0]), int(row[1])
+
+
+def bootstrap(
+    conn: Connection,
+    stream: Stream,
+    recipe: Recipe,
+    columns: Sequence[LogColumn],
+    engine: Engine,
+    key: bytes,
+    *,
+    seq_last: int | None = None,
+    dag_run_id: str | None = None,
+    threads: int = 1,
+) -> Candidate:
+    """Train, judge and register one candidate.
+
+    Parameters
+    ----------
+    conn
+        The platform's database, as role headrace_steer.
+    seq_last
+        End of the window: the last epoch that ends at or before it is used; the newest one when not given.
+
+    Raises
+    ------
+    BatchError
+        When the recipe is not trained offline, or the window has too little in it.
+    """
+    if not recipe.bootstraps:
+        raise BatchError(f"recipe {recipe.name!r} replays the log by itself and is not bootstrapped; choose among the challengers")
+    began = time.monotonic()
+    epoch, cut = last_epoch_end(conn, stream.name)
+    if seq_last is not None and seq_last < cut:
+        epochs = db.rows(conn, "range_epochs", {"stream": stream.name, "first": 0, "last": seq_last})
+        if not epochs:
+            raise BatchError(f"no epoch of {stream.name!r} ends at or before seq {seq_last}")
+        epoch, cut = epochs[-1][0], epochs[-1][2]
+    conn.commit()
+    window = collect(conn, stream, columns, recipe, cut)
+    trained, heldout = _fit(conn, stream, recipe, window, cut, threads)
+    artifact = np.frombuffer(trained.ensemble.dump(), dtype=np.uint8)
+    model = fresh(recipe, key=key, artifact=artifact.tobytes())
+    progressive = Progressive(model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS)
+    opened = log.read_events(conn, stream.name, columns, window.open_seq)
+    clock = window.event_clock[np.searchsorted(window.event_seq, window.open_seq)]
+    progressive.adopt(window.open_seq, window.open_means, opened, clock)
+    with db.transaction(conn):
+        version = registry.add_version(
+            conn,
+            stream,
+            recipe,
+            engine,
+            first_seq=cut + 1,
+            evidence_seq=cut + 1,
+            status="candidate",
+            heldout=heldout,
+            dag_run_id=dag_run_id,
+        )
+        live = Live(registry.version(conn, stream.name, version), progressive, artifact, 0, engine)
+        checkpoints.write(conn, stream.name, version, live.checkpoint(epoch))
+        curves = zip(trained.curve_train, trained.curve_valid, strict=True)
+        for iteration, (loss_train, loss_heldout) in enumerate(curves, start=1):
+            point = {"iteration": iteration, "loss_train": float(loss_train), "loss_heldout": float(loss_heldout)}
+            db.run(conn, "add_curve", {"stream": stream.name, "version": version, **point})
+    passes, sentence = judge(version, heldout)
+    return Candidate(version, recipe.name, cut + 1, trained.best_trees, heldout, passes, sentence, time.monotonic() - began)
+
+
+def _fit(
+    conn: Connection, stream: Stream, recipe: Recipe, window: Window, cut: int, threads: int
+) -> tuple[Trained, dict[str, Any]]:
+    """Train on the window; score what was held out, over whole epochs, as the champion did."""
+    order = np.argsort(window.label_row, kind="stable")  # training rows in order of their events
+    rows = window.label_row[order]
+    X, y = take(window.X, rows), window.y[order]
+    trained = train(recipe, X, y, window.event_clock[rows], window.label_clock[order], threads=threads)
+    first = int(window.event_seq[rows[trained.valid_from]])
+    epochs = db.rows(conn, "range_epochs", {"stream": stream.name, "first": first, "last": cut})
+    if not epochs:
+        raise BatchError(f"the held-out end of the window, from seq {first} to {cut}, has no whole epoch; wait for more labels")
+    # Labels from the first held-out event on: none of them was known when the first part ended.
+    judged = (window.label_seq >= epochs[0][1]) & (window.label_seq <= epochs[-1][2])
+    p = _sigmoid(_scores(trained.held_out, take(window.X, window.label_row[judged])))
+    losses, _ = log_loss(window.y[judged], p)
+    heldout = {
+        "log_loss": float(losses.mean()),
+        "labels": int(judged.sum()),
+        "epoch_first": epochs[0][0],
+        "epoch_last": epochs[-1][0],
+        "champion_log_loss": champion_loss(conn, stream.name, epochs[0][1], epochs[-1][2]),
+    }
+    return trained, heldout
+
+
+def champion_loss(conn: Connection, stream: str, first: int, last: int) -> float | None:
+    """The champion's mean log loss over the epochs within a range of seq; None unless it scored all of them."""
+    champion = registry.champion(conn, stream)
+    row = db.row(conn, "range_metrics", {"stream": stream, "version": champion, "first": first, "last": last})
+    epochs = db.rows(conn, "range_epochs", {"stream": stream, "first": first, "last": last})
+    if row is None or row[0] != len(epochs) or not row[1]:
+        return None
+    return float(row[2]) / int(row[1])
+
+
+def _scores(ensemble: Ensemble, X: Columns) -> Floats:
+    return ensemble.trees.walk(ensemble.encoding.matrix(X))[1]
+
+
+def _sigmoid(score: Floats) -> Floats:
+    return 1.0 / (1.0 + np.exp(-score))
+
+
+def judge(version: str, heldout: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether a candidate may go into shadow by its held-out loss, and why.
+
+    >>> judge("ads-2", {"log_loss": 0.45, "champion_log_loss": 0.5, "labels": 1000})[1]
+    'ads-2 passes: held-out log loss 0.4500 over 1,000 labels, 10.0% below the champion (0.5000).'
+    """
+    loss, champion, labels = heldout["log_loss"], heldout["champion_log_loss"], heldout["labels"]
+    shown = f"held-out log loss {loss:.4f} over {labels:,} labels"
+    if not math.isfinite(loss):
+        return False, f"{version} is rejected: its {shown} is not finite."
+    if champion is None:
+        return True, f"{version} passes: {shown}; the champion has not scored those epochs yet, so the shadow decides."
+    if loss <= champion:
+        return True, f"{version} passes: {shown}, {1 - loss / champion:.1%} below the champion ({champion:.4f})."
+    return False, f"{version} is rejected: {shown}, {loss / champion - 1:.1%} above the champion ({champion:.4f})."
+
+
+def admit(conn: Connection, stream: Stream, names: Sequence[str]) -> tuple[list[str], list[str], str]:
+    """Candidates that pass the held-out gate start to catch up; the others are rejected. Gives both, and why.
+
+    Evidence for a new recipe begins now: its author may have seen everything before.
+
+    Raises
+    ------
+    BatchError
+        When one of them is no candidate, or there are not enough challenger slots.
+    """
+    admitted: list[str] = []
+    rejected: list[str] = []
+    sentences = []
+    with db.transaction(conn):
+        db.run(conn, "lock_stream", {"stream": stream.name})
+        found = registry.versions(conn, stream.name)
+        for version in found:
+            # A new training of a recipe takes the slot of the one before.
+            same = [v for v in found if v.recipe == version.recipe and v.version in names]
+            if same and version.version not in names and version.status in ("shadow", "catching_up"):
+                registry.set_status(conn, stream.name, version.version, "retired", was=("shadow", "catching_up"))
+        busy = sum(v.status in ("shadow", "catching_up") for v in registry.versions(conn, stream.name))
+        free = stream.policy.challenger_slots - busy
+        position = db.row(conn, "log_position", {"stream": stream.name})
+        for name in names:
+            version = registry.version(conn, stream.name, name)
+            if version.status != "candidate" or version.heldout is None:
+                raise BatchError(f"{name} is {version.status}, expected a candidate of a bootstrap")
+            heldout = _with_champion(conn, stream.name, version.heldout)
+            passes, sentence = judge(name, heldout)
+            if passes and free <= 0:
+                passes, sentence = False, f"{name} is rejected: all {stream.policy.challenger_slots} challenger slots are taken."
+            sentences.append(sentence)
+            (admitted if passes else rejected).append(name)
+            free -= passes
+            status = "catching_up" if passes else "rejected"
+            registry.set_status(conn, stream.name, name, status, was=("candidate",))
+            evidence_seq = (position[0] if position else 0) + 1
+            db.run(conn, "set_evidence", {"stream": stream.name, "version": name, "evidence_seq": evidence_seq})
+    return admitted, rejected, " ".join(sentences)
+
+
+def _with_champion(conn: Connection, stream: str, heldout: Mapping[str, Any]) -> dict[str, Any]:
+    """The held-out numbers with the champion's loss as it is known by now."""
+    epochs = db.rows(conn, "epochs_between", {"stream": stream, "first": heldout["epoch_first"], "last": heldout["epoch_last"]})
+    loss = champion_loss(conn, stream, epochs[0][1], epochs[-1][2]) if epochs else None
+    document: dict[str, Any] = json.loads(json.dumps(dict(heldout)))
+    return document | {"champion_log_loss": loss}

@@ -1,0 +1,43 @@
+"""The command that answers HTTP: serve."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+from headrace.cli.common import platform, stream_of, until_signalled
+from headrace.settings import Settings, signing_key
+from headrace.store import db, registry
+
+_PROCESS = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # as learners run
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands to the command line."""
+    serve = commands.add_parser("serve", help="answer HTTP with the champion's predictions")
+    serve.add_argument("stream")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8400, help="port; 0 takes a free one (default: %(default)s)")
+    serve.set_defaults(run=run_serve)
+
+
+def run_serve(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace serve`"""
+    from headrace.live import endpoint
+    from headrace.live.supervisor import command
+
+    if any(settings.environment.get(name) != value for name, value in _PROCESS.items()):
+        # Equal bits need the learners' environment, which a running Python cannot change any more.
+        argv = command("serve", arguments.stream, "--host", arguments.host, "--port", str(arguments.port))
+        os.execve(argv[0], argv, {**settings.environment, **_PROCESS})  # noqa: S606 - replaces this very process
+    stop = until_signalled()
+    stream = stream_of(settings, arguments.stream)
+    with platform(settings) as dsn:
+        with closing(db.connect(dsn, role="headrace_reader", application=f"headrace serve {stream.name}")) as conn:
+            columns = registry.registered(conn, stream)
+        definition = partial(stream_of, settings, stream.name)
+        endpoint.serve(dsn, definition, columns, signing_key(settings), arguments.host, arguments.port, stop)
+    return 0
