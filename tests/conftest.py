@@ -61,26 +61,26 @@ stream = Stream(
         if_missing="drop",
     ),
     features=[
-        category("kind", "place"),
+        category("colour", "place"),
         number("size"),
         hour_of_day("seen_at"),
-        cross("kind", "place"),
-        target_mean("kind"),
+        cross("colour", "place"),
+        target_mean("colour"),
     ],
     contract=[
-        expect.not_null("kind"),
-        expect.in_set("kind", {"a", "b", "c", "d"}),
+        expect.not_null("colour"),
+        expect.in_set("colour", {"a", "b", "c", "d"}),
         expect.between("size", 0, 1000),
     ],
     champion=recipes.river(logistic),
     challengers=[recipes.river(slow, name="slow", target_means=True), recipes.gbdt_lr(), recipes.lightgbm(target_means=False)],
-    slices=["kind"],
+    slices=["colour"],
     policy=Policy(epoch_labels=50, epoch_time=timedelta(hours=12), challenger_slots=3),
 )
 '''
 
 TABLES = """
-CREATE TABLE public.visits (visit_id bigint PRIMARY KEY, seen_at timestamptz, kind text, place text, size double precision);
+CREATE TABLE public.visits (visit_id bigint PRIMARY KEY, seen_at timestamptz, colour text, place text, size double precision);
 CREATE TABLE public.outcomes (visit_id bigint PRIMARY KEY, score integer, known_at timestamptz);
 """
 
@@ -112,11 +112,11 @@ class SmallSource:
         events: list[Event] = []
         labels: list[Label] = []
         for i in range(first, first + count):
-            kind, size = "abcd"[int(self._random.integers(4))], float(self._random.random() * 100)
+            colour, size = "abcd"[int(self._random.integers(4))], float(self._random.random() * 100)
             seen = START + timedelta(minutes=i)
-            events.append((i, seen, kind, f"p{i % 17}", size))
+            events.append((i, seen, colour, f"p{i % 17}", size))
             if self._random.random() < labelled:
-                score = int(10 * (kind == "a") + size / 10 + self._random.normal() * 4)
+                score = int(10 * (colour == "a") + size / 10 + self._random.normal() * 4)
                 labels.append((i, score, seen + timedelta(seconds=int(self._random.integers(1, 3 * 3600)))))
         return events, labels
 

@@ -5,6 +5,7 @@ docs/settings.md lists every one; a test keeps the two in step.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,12 +77,12 @@ def signing_key(settings: Settings) -> bytes:
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(os.urandom(32))
-        try:
-            os.link(fresh, path)  # fails if another process was first: then its key counts
-        except FileExistsError:
-            pass
+        with contextlib.suppress(FileExistsError):  # another process was first: then its key counts
+            os.link(fresh, path)
         fresh.unlink()
     key = path.read_bytes()
     if len(key) < 16:
-        raise SettingsError(f"{path}: found a signing key of {len(key)} bytes, expected at least 16; delete it to get a new one")
+        raise SettingsError(
+            f"{path}: found a signing key of {len(key)} bytes, expected at least 16; delete it to get a new one"
+        )
     return key

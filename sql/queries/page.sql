@@ -4,6 +4,9 @@ FROM headrace.versions AS v
 LEFT JOIN headrace.worker_progress AS w ON w.stream = v.stream AND w.role = v.version
 WHERE v.stream = %(stream)s AND v.version = %(version)s;
 
+-- version_statuses: what each version of a stream should be, oldest first
+SELECT version, status, recipe FROM headrace.versions WHERE stream = %(stream)s ORDER BY number;
+
 -- page_streams: each stream with who serves it, since when and why, and how far its log goes
 SELECT s.stream, h.version, h.recipe, lower(h.during), h.why, p.seq, p.watermark, p.updated_at, now()
 FROM headrace.streams AS s
@@ -19,7 +22,7 @@ ORDER BY l.log_loss NULLS LAST, l.own_log_loss NULLS LAST, l.version;
 
 -- page_race: log loss of each running version over the last epochs, merged into at most 60 buckets
 WITH last AS (
-    SELECT e.epoch, ntile(least(60, count(*) OVER ())::integer) OVER (ORDER BY e.epoch) AS bucket
+    SELECT e.epoch, (row_number() OVER (ORDER BY e.epoch) - 1) * least(60, count(*) OVER ()) / count(*) OVER () AS bucket
     FROM (SELECT epoch FROM headrace.epochs WHERE stream = %(stream)s ORDER BY epoch DESC LIMIT 240) AS e
 )
 SELECT m.version, l.bucket, sum(m.loss_sum) / nullif(sum(m.labels), 0), min(m.event_time), max(m.event_time_last)

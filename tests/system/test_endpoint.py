@@ -22,10 +22,10 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psycopg2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg2 import sql
 from psycopg2.extras import execute_values
 
 from headrace.cli.run import register
@@ -62,7 +62,7 @@ def logistic() -> Any:
 def bayes() -> Any:
     from river import compose, naive_bayes
 
-    return compose.SelectType(str) | naive_bayes.CategoricalNB() if False else compose.SelectType(int, float) | naive_bayes.GaussianNB()
+    return compose.SelectType(int, float) | naive_bayes.GaussianNB()
 
 
 stream = Stream(
@@ -79,7 +79,7 @@ stream = Stream(
     features=[
         category("country", "device", "vip", "campaign"),
         number("amount", "items", "weight", "score"),
-        hour_of_day("placed_at", ) ,
+        hour_of_day("placed_at"),
         day_of_week("first_seen"),
         cross("country", "device"),
         target_mean("country", "campaign"),
@@ -102,7 +102,6 @@ CREATE TABLE public.orders (
 );
 CREATE TABLE public.returns (order_id bigint PRIMARY KEY, returned boolean, known_at timestamptz NOT NULL);
 """
-COLUMNS = "id, placed_at, country, device, vip, campaign, amount, items, weight, score, first_seen"
 START = datetime(2026, 3, 2, 8, tzinfo=UTC)
 HISTORY = 150  # orders, labelled but for the last 50
 OFFSET = timedelta(minutes=7)
@@ -226,7 +225,7 @@ class Shop:
         wait_for(settled, f"seq {self.seq}")
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
@@ -329,7 +328,7 @@ def newest_with(shop: Shop, version: str, seq: int) -> checkpoints.Checkpoint | 
         ({"country": None}, "country", "not_null(country)", "country is NULL, expected a value"),
         ({"device": "fridge"}, "device", "in_set(device, {desk, phone})", "device is 'fridge', expected one of desk, phone"),
         ({"amount": 10000.01}, "amount", "between(amount, 0, 10000)", "amount is '10000.01', expected between 0 and 10000"),
-        ({"score": 1e999}, "score", "finite(score)", "score is 'inf', expected a finite number"),
+        ({"score": "1e999"}, "score", "finite(score)", "score is 'inf', expected a finite number"),
         ({"placed_at": "2126-01-01T00:00:00Z"}, "placed_at", "not_ahead", "expected at most 24 h after its commit"),
         ({"placed_at": "2026-03-02T08:00:00"}, "placed_at", "type(placed_at)", "expected an ISO 8601 time with its zone"),
         ({"items": 70000}, "items", "type(items)", "items is 70000, expected an integer (smallint)"),
@@ -343,7 +342,8 @@ def newest_with(shop: Shop, version: str, seq: int) -> checkpoints.Checkpoint | 
     ],
 )  # fmt: skip
 def test_refuses_what_quarantine_would(shop: Shop, change: Row, field: str, expectation: str, reason: str) -> None:
-    response = httpx.post(f"{shop.url}/predict", content=json.dumps(order(1) | change))
+    body = json.dumps(order(1) | change).replace('"1e999"', "1e999")  # a number of JSON that no float holds
+    response = httpx.post(f"{shop.url}/predict", content=body)
     assert response.status_code == 422
     (violation,) = response.json()["detail"]
     assert (violation["field"], violation["expectation"]) == (field, expectation)
@@ -368,16 +368,14 @@ def test_shows_how_to_ask(shop: Shop) -> None:
     assert "src=" not in page, "nothing comes from elsewhere"
     schema = httpx.get(f"{shop.url}/openapi.json").json()
     body = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert list(body["properties"]) == [c.strip() for c in COLUMNS.split(",")[:2]] + [
-        "country", "device", "vip", "campaign", "amount", "items", "weight", "score", "first_seen",
-    ]  # fmt: skip
+    assert list(body["properties"]) == list(VALUES)
 
 
 VALUES = {
     "id": st.integers(-(2**63), 2**63 - 1),
-    "placed_at": st.datetimes(datetime(1900, 1, 1), datetime(2026, 1, 1), timezones=st.timezones()).map(
-        datetime.isoformat
-    ),
+    "placed_at": st.datetimes(
+        START.replace(tzinfo=None, year=1), START.replace(tzinfo=None), timezones=st.timezones()
+    ).map(datetime.isoformat),
     "country": st.from_regex("[A-Z]{2}", fullmatch=True),
     "device": st.sampled_from(["phone", "desk", None]),
     "vip": st.booleans() | st.none(),
@@ -396,19 +394,14 @@ def test_reads_json_as_postgres_does(shop: Shop, row: Row) -> None:
     columns = registry.columns_of(shop.platform, "orders")
     read = RowReader(shop.stream, columns).read(json.dumps(row).encode(), micros(datetime.now(UTC)))
     assert isinstance(read, EventRow), read
-    with shop.application.cursor() as cursor:
-        record = cursor.mogrify("jsonb_populate_record(NULL::public.orders, %s)", (json.dumps(row),)).decode()
-    copied = log.copy_out(
-        shop.application,
-        psycopg2.sql.SQL(
-            f"COPY (SELECT {COLUMNS} FROM {record.replace('{', '{{').replace('}', '}}')}) TO STDOUT (FORMAT binary)"
-        ).format(),
-    )
-    cells = unpack(copied)
-    for i, name in enumerate(COLUMNS.split(", ")):
-        (column,) = [c for c in columns if c.source == name]
+    # Postgres takes 3.0 for an integer from a parameter, not from JSON.
+    sent = {name: int(value) if name == "items" and value is not None else value for name, value in row.items()}
+    names = sql.SQL(", ").join(sql.Identifier(c.source) for c in columns)
+    text = sql.SQL("COPY (SELECT {} FROM jsonb_populate_record(NULL::public.orders, {})) TO STDOUT (FORMAT binary)")
+    cells = unpack(log.copy_out(shop.application, text.format(names, sql.Literal(json.dumps(sent)))))
+    for i, column in enumerate(columns):
         stored = plain(decode(cells, i, column.type_oid))
-        np.testing.assert_array_equal(read.columns[column.name], stored, err_msg=name)
+        np.testing.assert_array_equal(read.columns[column.name], stored, err_msg=column.source)
         assert read.columns[column.name].dtype == stored.dtype
 
 
@@ -461,7 +454,6 @@ def test_swaps_champions_without_a_failed_request(shop: Shop) -> None:
     for client in clients:
         versions = [version for _, version, _ in client.answers]
         assert versions == sorted(versions), "nobody sees the old one after the new one"
-    print("slowest answer", max(seconds for _, _, seconds in answers), "of", len(answers))
 
 
 def test_new_champions_probability_is_its_learners(shop: Shop) -> None:

@@ -20,7 +20,9 @@ from headrace.settings import Settings
 
 PLATFORM = "headrace_platform"
 #: Extras that only Airflow's own Postgres hook understands. Any other extra must be one of libpq's parameters.
-_AIRFLOW_ONLY = frozenset({"cursor", "iam", "redshift", "sqlalchemy_query", "sqlalchemy_scheme", "aws_conn_id", "azure_conn_id"})
+_AIRFLOW_ONLY = frozenset(
+    {"cursor", "iam", "redshift", "sqlalchemy_query", "sqlalchemy_scheme", "aws_conn_id", "azure_conn_id"}
+)
 
 
 def libpq(connection: Connection) -> str:

@@ -209,8 +209,10 @@ def versions(stream: str) -> list[tuple[str, str, str]]:
 
     from headrace.store import db
 
-    with closing(db.connect(connections.platform_dsn(), role="headrace_reader", application="headrace airflow task")) as conn:
-        return [(row[0], row[6], row[2]) for row in db.rows(conn, "list_versions", {"stream": stream})]
+    with closing(
+        db.connect(connections.platform_dsn(), role="headrace_reader", application="headrace airflow task")
+    ) as conn:
+        return [(row[0], row[1], row[2]) for row in db.rows(conn, "version_statuses", {"stream": stream})]
 
 
 def _spread(value: Any) -> Iterator[str]:

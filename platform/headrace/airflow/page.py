@@ -44,11 +44,12 @@ def show() -> HTMLResponse:
         found, problem = (), str(error)
     except psycopg2.Error as error:
         said = " ".join(str(error).split())
-        found, problem = (), f"the platform's database failed: {said}; has `headrace migrate` brought it to this release?"
+        found, problem = (
+            (),
+            f"the platform's database failed: {said}; has `headrace migrate` brought it to this release?",
+        )
     nonce = secrets.token_urlsafe(12)
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self'; frame-ancestors 'self'"
-    )
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self'; frame-ancestors 'self'"
     return HTMLResponse(
         render(found, problem, nonce),
         status_code=200 if problem is None else 503,

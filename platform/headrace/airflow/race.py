@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from psycopg2.extensions import connection as Connection
@@ -91,7 +91,17 @@ def _race(conn: Connection, row: db.Row) -> Race:
         conn,
         "page_leaderboard",
         stream,
-        ("version", "recipe", "status", "labels", "log_loss", "normalised_entropy", "calibration", "own_labels", "own_loss"),
+        (
+            "version",
+            "recipe",
+            "status",
+            "labels",
+            "log_loss",
+            "normalised_entropy",
+            "calibration",
+            "own_labels",
+            "own_loss",
+        ),
     )
     for version in sorted(entry["version"] for entry in leaderboard):
         colours.setdefault(version, min(len(colours), _CURVES - 1))
@@ -131,7 +141,20 @@ def _named(conn: Connection, query: str, stream: str, names: Sequence[str]) -> l
 
 
 def _comparisons(conn: Connection, stream: str) -> list[dict[str, Any]]:
-    names = ("champion", "challenger", "recipe", "rule", "labels", "gain", "low", "high", "log_e", "needed", "missing", "at")
+    names = (
+        "champion",
+        "challenger",
+        "recipe",
+        "rule",
+        "labels",
+        "gain",
+        "low",
+        "high",
+        "log_e",
+        "needed",
+        "missing",
+        "at",
+    )
     return _named(conn, "page_comparisons", stream, names)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from psycopg2 import sql
@@ -57,7 +58,9 @@ def audit(conn: Connection, stream: Stream, source_dsn: str | None) -> list[Inva
     """
     at = log.position(conn, stream.name)
     if at is None:
-        raise ServerError(f"stream {stream.name!r} has no log yet: its history is still being imported, or `headrace up` never ran")
+        raise ServerError(
+            f"stream {stream.name!r} has no log yet: its history is still being imported, or `headrace up` never ran"
+        )
     checks = (_conservation, _dense, _labels, _learned, _epochs, _serving, _positions)
     found = [check(conn, stream.name, at) for check in checks]
     if source_dsn is not None:
@@ -71,14 +74,22 @@ def _conservation(conn: Connection, stream: str, at: log.Position) -> Invariant:
     for origin, *counts in db.rows(conn, "audit_log_counts", schema=stream):
         in_log[origin] = [a + b for a, b in zip(in_log.get(origin, [0] * 4), counts, strict=True)]
     held = quarantined = 0
-    for origin, received, events, labels, corrections, h, q, ignored, timeouts in db.rows(conn, "audit_accounting", {"stream": stream}):
+    for origin, received, events, labels, corrections, h, q, ignored, timeouts in db.rows(
+        conn, "audit_accounting", {"stream": stream}
+    ):
         lost = received - events - labels - corrections - h - q - ignored
         inv.expect(lost == 0, f"{origin}: {lost} of {received} changes are unaccounted for")
         told = [events, labels, timeouts, corrections]
         there = in_log.get(origin, [0] * 4)
         for name, a, b in zip(("events", "labels", "time-outs", "corrections"), told, there, strict=True):
             inv.expect(a == b, f"{origin}: the accounting has {a} {name}, the log {b}")
-        inv.counts[origin] = {"received": received, "events": events, "labels": labels, "corrections": corrections, "timeouts": timeouts}
+        inv.counts[origin] = {
+            "received": received,
+            "events": events,
+            "labels": labels,
+            "corrections": corrections,
+            "timeouts": timeouts,
+        }
         held, quarantined = held + h, quarantined + q
     row = db.row(conn, "audit_kept", schema=stream) or (0, 0)
     inv.expect(row[0] == held, f"the accounting has {held} held labels, the table {row[0]}")
@@ -92,12 +103,18 @@ def _dense(conn: Connection, stream: str, at: log.Position) -> Invariant:
     entries, distinct, low, high = db.row(conn, "audit_seq", schema=stream) or (0, 0, 0, 0)
     inv.counts = {"entries": entries, "position": at.seq}
     inv.expect(entries == distinct, f"{entries - distinct} seqs are used twice")
-    inv.expect(not entries or (low, high, distinct) == (1, high, high), f"{distinct} entries lie between {low} and {high}, expected 1 to {distinct}")
+    inv.expect(
+        not entries or (low, high, distinct) == (1, high, high),
+        f"{distinct} entries lie between {low} and {high}, expected 1 to {distinct}",
+    )
     inv.expect((high or 0) == at.seq, f"the log ends at {high}, its position says {at.seq}")
     segments, broken, last, covered = db.row(conn, "audit_segments", schema=stream) or (0, 0, 0, 0)
     inv.counts["segments"] = segments
     inv.expect(broken == 0, f"{broken} segments do not follow the one before")
-    inv.expect((last or 0) == (high or 0) and (covered or 0) == entries, f"segments cover {covered} entries up to {last}, the log has {entries}")
+    inv.expect(
+        (last or 0) == (high or 0) and (covered or 0) == entries,
+        f"segments cover {covered} entries up to {last}, the log has {entries}",
+    )
     return inv
 
 
@@ -117,24 +134,41 @@ def _learned(conn: Connection, stream: str, at: log.Position) -> Invariant:
     for version, epochs, first, last, learned, scored, unscored, odd, sums, ranges, _, seq_last in db.rows(
         conn, "audit_learned", {"stream": stream}
     ):
-        inv.counts[version] = {"epochs": epochs, "learned": int(learned), "scored": int(scored), "unscored": int(unscored)}
+        inv.counts[version] = {
+            "epochs": epochs,
+            "learned": int(learned),
+            "scored": int(scored),
+            "unscored": int(unscored),
+        }
         inv.expect(epochs == last - first + 1, f"{version} has {epochs} epochs between {first} and {last}")
         inv.expect(odd == 0, f"{version} learned another number of labels than {odd} of its epochs have")
         inv.expect(sums == 0, f"{version} has {sums} epochs whose scored and unscored labels do not add up")
         inv.expect(ranges == 0, f"{version} has {ranges} epochs with another range than the log's")
         seq, epoch, counted = checkpoints.get(version, (None, None, None))
-        inv.expect(seq == seq_last and epoch == last, f"{version} has metrics up to epoch {last} (seq {seq_last}), its checkpoint is of {epoch} (seq {seq})")
+        inv.expect(
+            seq == seq_last and epoch == last,
+            f"{version} has metrics up to epoch {last} (seq {seq_last}), its checkpoint is of {epoch} (seq {seq})",
+        )
         inv.expect(counted == learned, f"{version}'s checkpoint counts {counted} labels learned, its metrics {learned}")
     return inv
 
 
 def _epochs(conn: Connection, stream: str, at: log.Position) -> Invariant:
     inv = Invariant("epochs", "epochs cover the log without gap or overlap, and their sums agree")
-    epochs, broken, last, labels, there = db.row(conn, "audit_epochs", {"stream": stream}, schema=stream) or (0, 0, 0, 0, 0)
+    epochs, broken, last, labels, there = db.row(conn, "audit_epochs", {"stream": stream}, schema=stream) or (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
     inv.counts = {"epochs": epochs, "labels": int(labels or 0)}
     inv.expect(broken == 0, f"{broken} epochs do not follow the one before")
     inv.expect(labels == there or not epochs, f"epochs count {labels} labels, the log has {there} up to seq {last}")
-    inv.expect(at.epoch.seq_first == (last or 0) + 1, f"the open epoch starts at {at.epoch.seq_first}, the last one ended at {last}")
+    inv.expect(
+        at.epoch.seq_first == (last or 0) + 1,
+        f"the open epoch starts at {at.epoch.seq_first}, the last one ended at {last}",
+    )
     slices, off = db.row(conn, "audit_slices", {"stream": stream}) or (0, 0)
     inv.counts["slices"] = slices
     inv.expect(off == 0, f"{off} epochs have slices that do not add up to them")
@@ -146,8 +180,11 @@ def _serving(conn: Connection, stream: str, at: log.Position) -> Invariant:
     rows = db.rows(conn, "audit_serving", {"stream": stream})
     inv.counts = {"champions": len(rows)}
     inv.expect(bool(rows) and rows[0][1] == 1, "nobody served the first entry")
-    for before, after in zip(rows, rows[1:], strict=False):
-        inv.expect(before[2] is not None and after[1] == before[2] + 1, f"{before[0]} served up to {before[2]}, {after[0]} from {after[1]}")
+    for before, after in pairwise(rows):
+        inv.expect(
+            before[2] is not None and after[1] == before[2] + 1,
+            f"{before[0]} served up to {before[2]}, {after[0]} from {after[1]}",
+        )
         inv.expect(before[4] == after[3], f"{before[0]} served until {before[4]}, {after[0]} from {after[3]}")
     inv.expect(bool(rows) and rows[-1][2] is None, "nobody serves now")
     return inv
@@ -172,7 +209,8 @@ def _source(conn: Connection, stream: Stream, at: log.Position, dsn: str) -> Ite
         if slot is not None and slot[2] is not None:
             inv.counts["slot_confirmed"] = slot[2]
             inv.expect(
-                source.lsn_number(slot[2]) <= source.lsn_number(at.lsn), f"the slot confirmed {slot[2]}, the log stands at {at.lsn}"
+                source.lsn_number(slot[2]) <= source.lsn_number(at.lsn),
+                f"the slot confirmed {slot[2]}, the log stands at {at.lsn}",
             )
         rows = db.rows(conn, "audit_accounting", {"stream": stream.name})
         refused: dict[str, int] = dict(db.rows(conn, "audit_refused", schema=stream.name))
@@ -189,5 +227,7 @@ def _source(conn: Connection, stream: Stream, at: log.Position, dsn: str) -> Ite
                 there = int((cursor.fetchone() or (0,))[0])
             taken += refused.get(table, 0)
             inv.counts[table] = there
-            inv.expect(there == taken, f"{table} has {there} rows, the log took in {taken}: is the intake still behind?")
+            inv.expect(
+                there == taken, f"{table} has {there} rows, the log took in {taken}: is the intake still behind?"
+            )
     yield inv

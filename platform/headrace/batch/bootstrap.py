@@ -31,7 +31,7 @@ from headrace.models.build import fresh, train
 from headrace.models.contract import Arrays, Clock, Floats, row_count, take
 from headrace.models.target_mean import TargetMeans
 from headrace.store import checkpoints, db, log, registry
-from headrace.store.state import ARTIFACT, Live
+from headrace.store.state import Live
 
 _BATCH = 100_000
 
@@ -44,7 +44,9 @@ class Candidate:
     recipe: str
     first_seq: int
     trees: int
-    heldout: Mapping[str, Any]  # log_loss, champion_log_loss (None before it scored there), labels, epoch_first, epoch_last
+    heldout: Mapping[
+        str, Any
+    ]  # log_loss, champion_log_loss (None before it scored there), labels, epoch_first, epoch_last
     passes: bool
     sentence: str
     seconds: float
@@ -105,7 +107,9 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
     row = db.row(conn, "label_rate", {"upto": seq_last}, schema=stream.name)
     rate = None if row is None else row[0]
     if not rate or rate >= 1:
-        raise BatchError(f"the log of {stream.name!r} up to seq {seq_last} has labels of one class only (rate {rate}); wait for more")
+        raise BatchError(
+            f"the log of {stream.name!r} up to seq {seq_last} has labels of one class only (rate {rate}); wait for more"
+        )
     encoder = Encoder(stream)
     means = TargetMeans(encoder.mean_keys, rate) if recipe.target_means else None
     collector = _Collector()
@@ -190,7 +194,9 @@ def bootstrap(
         When the recipe is not trained offline, or the window has too little in it.
     """
     if not recipe.bootstraps:
-        raise BatchError(f"recipe {recipe.name!r} replays the log by itself and is not bootstrapped; choose among the challengers")
+        raise BatchError(
+            f"recipe {recipe.name!r} replays the log by itself and is not bootstrapped; choose among the challengers"
+        )
     began = time.monotonic()
     epoch, cut = last_epoch_end(conn, stream.name)
     if seq_last is not None and seq_last < cut:
@@ -226,7 +232,9 @@ def bootstrap(
             point = {"iteration": iteration, "loss_train": float(loss_train), "loss_heldout": float(loss_heldout)}
             db.run(conn, "add_curve", {"stream": stream.name, "version": version, **point})
     passes, sentence = judge(version, heldout)
-    return Candidate(version, recipe.name, cut + 1, trained.best_trees, heldout, passes, sentence, time.monotonic() - began)
+    return Candidate(
+        version, recipe.name, cut + 1, trained.best_trees, heldout, passes, sentence, time.monotonic() - began
+    )
 
 
 def _fit(
@@ -240,7 +248,9 @@ def _fit(
     first = int(window.event_seq[rows[trained.valid_from]])
     epochs = db.rows(conn, "range_epochs", {"stream": stream.name, "first": first, "last": cut})
     if not epochs:
-        raise BatchError(f"the held-out end of the window, from seq {first} to {cut}, has no whole epoch; wait for more labels")
+        raise BatchError(
+            f"the held-out end of the window, from seq {first} to {cut}, has no whole epoch; wait for more labels"
+        )
     # Labels from the first held-out event on: none of them was known when the first part ended.
     judged = (window.label_seq >= epochs[0][1]) & (window.label_seq <= epochs[-1][2])
     p = _sigmoid(_scores(trained.held_out, take(window.X, window.label_row[judged])))
@@ -321,7 +331,10 @@ def admit(conn: Connection, stream: Stream, names: Sequence[str]) -> tuple[list[
             heldout = _with_champion(conn, stream.name, version.heldout)
             passes, sentence = judge(name, heldout)
             if passes and free <= 0:
-                passes, sentence = False, f"{name} is rejected: all {stream.policy.challenger_slots} challenger slots are taken."
+                passes, sentence = (
+                    False,
+                    f"{name} is rejected: all {stream.policy.challenger_slots} challenger slots are taken.",
+                )
             sentences.append(sentence)
             (admitted if passes else rejected).append(name)
             free -= passes
@@ -334,7 +347,9 @@ def admit(conn: Connection, stream: Stream, names: Sequence[str]) -> tuple[list[
 
 def _with_champion(conn: Connection, stream: str, heldout: Mapping[str, Any]) -> dict[str, Any]:
     """The held-out numbers with the champion's loss as it is known by now."""
-    epochs = db.rows(conn, "epochs_between", {"stream": stream, "first": heldout["epoch_first"], "last": heldout["epoch_last"]})
+    epochs = db.rows(
+        conn, "epochs_between", {"stream": stream, "first": heldout["epoch_first"], "last": heldout["epoch_last"]}
+    )
     loss = champion_loss(conn, stream, epochs[0][1], epochs[-1][2]) if epochs else None
     document: dict[str, Any] = json.loads(json.dumps(dict(heldout)))
     return document | {"champion_log_loss": loss}

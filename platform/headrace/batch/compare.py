@@ -96,7 +96,9 @@ def compare(
                 run_type,
             )
             closes = verdict.verdict != "keep"
-            db.run(conn, "look", {"comparison_id": look.comparison_id, "evidence": json.dumps(evidence), "close": closes})
+            db.run(
+                conn, "look", {"comparison_id": look.comparison_id, "evidence": json.dumps(evidence), "close": closes}
+            )
             if verdict.verdict in ("promote", "rollback"):
                 registry.change_champion(conn, stream.name, made)
                 changed = verdict.challenger
@@ -129,12 +131,16 @@ def _evidence(
     # Between two versions evidence starts where the later of them was registered, or where the champion began to serve.
     start = max(since, registry.version(conn, stream, challenger).evidence_seq)
     row = db.row(
-        conn, "open_comparison", {"stream": stream, "champion": champion, "challenger": challenger, "rule": kind, "evidence_seq": start}
+        conn,
+        "open_comparison",
+        {"stream": stream, "champion": champion, "challenger": challenger, "rule": kind, "evidence_seq": start},
     )
     assert row is not None  # RETURNING
     comparison_id, evidence_seq = row
     rows = db.rows(
-        conn, "paired_epochs", {"stream": stream, "champion": champion, "challenger": challenger, "evidence_seq": evidence_seq}
+        conn,
+        "paired_epochs",
+        {"stream": stream, "champion": champion, "challenger": challenger, "evidence_seq": evidence_seq},
     )
     epochs = rule.PairedEpochs(
         np.array([r[1] for r in rows], dtype=np.int64),
@@ -168,12 +174,16 @@ def rollback(
         if to is None:
             former = db.row(conn, "former_champion", {"stream": stream.name})
             if former is None:
-                raise BatchError(f"{champion} is the first champion of {stream.name!r}: there is nobody to roll back to")
+                raise BatchError(
+                    f"{champion} is the first champion of {stream.name!r}: there is nobody to roll back to"
+                )
             to = str(former[0])
         if to == champion:
             raise BatchError(f"{to} serves already")
         sentence = f"{by} rolled back from {champion} to {to}: {reason}"
-        made = Decision("rollback", champion, to, sentence, {}, by, dag_run_id=dag_run_id, run_type="manual" if dag_run_id else None)
+        made = Decision(
+            "rollback", champion, to, sentence, {}, by, dag_run_id=dag_run_id, run_type="manual" if dag_run_id else None
+        )
         registry.change_champion(conn, stream.name, made)
     return to, champion
 

@@ -77,13 +77,10 @@ def import_history(
             system = source.system(cursor)
             lsn, snapshot = source.create_slot(dsn, cursor, stream.slot)
             spools, total = _spool(dsn, stream, snapshot, Path(folder), progress)
-        imported = _load(conn, stream, columns, lease, spools, total, system, lsn, progress)
-    return imported
+        return _load(conn, stream, columns, lease, spools, total, system, lsn, progress)
 
 
-def _spool(
-    dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progress
-) -> tuple[list[_Spool], int]:
+def _spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progress) -> tuple[list[_Spool], int]:
     """Copy both tables, as the snapshot sees them, into files in order of time and key; gives their number of rows."""
     spools, total = [], 0
     tables = (

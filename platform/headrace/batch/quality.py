@@ -25,7 +25,6 @@ from headrace.errors import BatchError
 from headrace.store import db
 from headrace.store.queries import all_queries
 
-
 _VARIABLE = "HEADRACE_QUALITY_URL"
 
 
@@ -61,7 +60,9 @@ class Quality:
     sentence: str
 
 
-def check(conn: Connection, dsn: str, stream: Stream, run_id: str, *, seq_first: int = 1, seq_last: int | None = None) -> Quality:
+def check(
+    conn: Connection, dsn: str, stream: Stream, run_id: str, *, seq_first: int = 1, seq_last: int | None = None
+) -> Quality:
     """Check a window of the log against the stream's contract, and store the results.
 
     Parameters
@@ -107,7 +108,9 @@ def check(conn: Connection, dsn: str, stream: Stream, run_id: str, *, seq_first:
     where = f"entries {seq_first:,} to {seq_last:,} of {stream.name}"
     sentence = f"All {len(results)} expectations hold on {where}."
     if failed:
-        sentence = f"{len(failed)} of {len(results)} expectations fail on {where}: {'; '.join(r.reason for r in failed)}."
+        sentence = (
+            f"{len(failed)} of {len(results)} expectations fail on {where}: {'; '.join(r.reason for r in failed)}."
+        )
     return Quality(not failed, seq_first, seq_last, results, sentence)
 
 
@@ -132,7 +135,9 @@ def _view(conn: Connection, stream: Stream, seq_first: int, seq_last: int) -> It
 
 def _validate(dsn: str, stream: Stream, view: str) -> Iterator[Checked]:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    os.environ[_VARIABLE] = _url(dsn)  # Great Expectations refuses an address without a host name unless it is substituted
+    os.environ[_VARIABLE] = _url(
+        dsn
+    )  # Great Expectations refuses an address without a host name unless it is substituted
     import great_expectations as gx
 
     context = gx.get_context(mode="ephemeral")
@@ -144,7 +149,9 @@ def _validate(dsn: str, stream: Stream, view: str) -> Iterator[Checked]:
     for name, made in wanted:
         made.meta = {"name": name}
     suite = gx.ExpectationSuite(name=stream.name, expectations=[made for _, made in wanted])
-    result = batch.get_batch().validate(suite, result_format={"result_format": "SUMMARY", "partial_unexpected_count": 0})
+    result = batch.get_batch().validate(
+        suite, result_format={"result_format": "SUMMARY", "partial_unexpected_count": 0}
+    )
     for one in result.results:
         yield _checked(one)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import psycopg2
 
 from headrace import __version__, settings
-from headrace.cli import demo, look, run, serve, steer
+from headrace.cli import look, run, serve, steer
 from headrace.errors import HeadraceError
 
 Command = Callable[[settings.Settings, argparse.Namespace], int]
@@ -22,10 +22,12 @@ Command = Callable[[settings.Settings, argparse.Namespace], int]
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
-    top = argparse.ArgumentParser(prog="headrace", description="Online training on the Postgres and Airflow that you run.")
+    top = argparse.ArgumentParser(
+        prog="headrace", description="Online training on the Postgres and Airflow that you run."
+    )
     top.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, run, serve, look, steer):
+    for module in (run, serve, look, steer):
         module.add_commands(commands)
     return top
 

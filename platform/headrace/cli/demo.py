@@ -39,19 +39,8 @@ logger = logging.getLogger(__name__)
 
 STREAM = "flights"
 LIVE_FROM = datetime(2013, 10, 1, 4, tzinfo=UTC)  # midnight in New York
-SPEED = 28_800.0  # eight hours a second: 50 days in 150 s
 _COMPARE_SECONDS = 15
 _SETTLE_SECONDS = 60.0
-
-
-def add_commands(commands: Any) -> None:
-    """Add this module's command to the command line."""
-    demo = commands.add_parser("demo", help="the whole product on a year of flights; Ctrl-C stops everything")
-    demo.add_argument("--speed", type=float, default=SPEED, metavar="N", help="seconds of 2013 per second")
-    demo.add_argument("--until-promotion", action="store_true", help="end at the first promotion by a scheduled compare run")
-    demo.add_argument("--json", type=Path, metavar="FILE", help="write a summary at the end")
-    demo.add_argument("--port", type=int, metavar="N", help="port of Airflow's web UI; a free one by default")
-    demo.set_defaults(run=run_demo)
 
 
 @dataclass
@@ -100,7 +89,7 @@ class _Demo:
             self.say(f"triggered {STREAM}__bootstrap ({run_id}): quality, candidates, gate, catch up, shadow")
             client.unpause(f"{STREAM}__compare")
             self.say(f"{STREAM}__compare runs every {_COMPARE_SECONDS} s on its schedule")
-        except BaseException as error:  # noqa: BLE001 - handed to the main loop, which ends with it
+        except BaseException as error:
             self.failure = error
 
     def _history_is_in(self) -> bool:
@@ -112,7 +101,9 @@ def run_demo(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace demo`"""
     began, stop = time.monotonic(), until_signalled()
     if settings.dsn is not None:
-        raise ServerError("HEADRACE_DSN is set: the demo makes databases of its own and only uses its embedded server; unset it")
+        raise ServerError(
+            "HEADRACE_DSN is set: the demo makes databases of its own and only uses its embedded server; unset it"
+        )
     stream = stream_of(settings, STREAM)
     console = Console(stderr=False)
     with ExitStack() as stack:
@@ -177,7 +168,9 @@ def _claim(home: Path) -> None:
     """Make sure that what the demo throws away is a demo's."""
     marker = home / "demo"
     if (home / "postgres").exists() and not marker.exists():
-        raise ServerError(f"{home} holds a platform that is not a demo's; set HEADRACE_HOME to another folder for the demo")
+        raise ServerError(
+            f"{home} holds a platform that is not a demo's; set HEADRACE_HOME to another folder for the demo"
+        )
     home.mkdir(parents=True, exist_ok=True)
     marker.touch()
 
@@ -208,7 +201,10 @@ def _follow(demo: _Demo, stop: Callable[[], bool], *, until_promotion: bool) -> 
             now = race.look(conn, STREAM) if conn is not None else None
             if now is not None and now.seq and not started:
                 demo.replayer.start()
-                demo.say(f"history is in the log ({now.seq:,} entries); October to December happens now, {demo.speed:,.0f} times as fast")
+                demo.say(
+                    f"history is in the log ({now.seq:,} entries); October to December happens now, "
+                    f"{demo.speed:,.0f} times as fast"
+                )
                 started = True
             if now is not None and conn is not None and demo.promoted is None:
                 scheduled = [p for p in db.rows(conn, "race_promotions", {"stream": STREAM}) if p[3] == "scheduled"]
@@ -229,7 +225,9 @@ def _follow(demo: _Demo, stop: Callable[[], bool], *, until_promotion: bool) -> 
 
 def _idle(now: race.Race | None) -> bool:
     """Whether all running versions have read the whole log, and a compare run could have looked at it."""
-    return now is not None and all(row[3] >= now.seq for row in now.versions if row[2] != "retired") and not now.evidence
+    return (
+        now is not None and all(row[3] >= now.seq for row in now.versions if row[2] != "retired") and not now.evidence
+    )
 
 
 def _connect(demo: _Demo, stack: ExitStack) -> Any:
@@ -271,7 +269,9 @@ def _settle(demo: _Demo, stop: Callable[[], bool]) -> None:
     with closing(db.connect(demo.dsn, autocommit=True)) as conn:
         while time.monotonic() < deadline and not stop():
             now = race.look(conn, STREAM)
-            streamed = sum(row[1] + row[2] for row in db.rows(conn, "race_accounting", {"stream": STREAM}) if row[0] == "stream")
+            streamed = sum(
+                row[1] + row[2] for row in db.rows(conn, "race_accounting", {"stream": STREAM}) if row[0] == "stream"
+            )
             refused = sum(row[3] for row in db.rows(conn, "race_accounting", {"stream": STREAM}) if row[0] == "stream")
             running = [row for row in now.versions if row[2] in ("champion", "shadow", "probation", "catching_up")]
             if streamed + refused >= sent and all(row[3] >= now.seq for row in running):
@@ -286,7 +286,11 @@ def _summary(demo: _Demo) -> dict[str, Any]:
         names = ("version", "recipe", "dag_run_id", "run_type", "seq", "at", "log_e", "log_e_needed", "reason")
         now = race.look(conn, STREAM)
         first = f"{STREAM}-1"
-        losses = db.row(conn, "race_losses", {"stream": STREAM, "first": first, "champion": now.champion}) or (None, None, 0)
+        losses = db.row(conn, "race_losses", {"stream": STREAM, "first": first, "champion": now.champion}) or (
+            None,
+            None,
+            0,
+        )
         learned = {version: int(labels) for version, labels in db.rows(conn, "race_learned", {"stream": STREAM})}
     runs: dict[str, Counter[str]] = {}
     if demo.ready is not None:
@@ -300,7 +304,8 @@ def _summary(demo: _Demo) -> dict[str, Any]:
         "timeouts": sum(row[4] for row in counted.values()),
         "learned": learned,
         "promotions": [
-            dict(zip(names, row, strict=True)) | {"log_e": _float(row[6]), "log_e_needed": _float(row[7])} for row in promotions
+            dict(zip(names, row, strict=True)) | {"log_e": _float(row[6]), "log_e_needed": _float(row[7])}
+            for row in promotions
         ],
         "log_loss": {"first_champion": losses[0], "champion": losses[1], "labels": losses[2]},
         "seconds": {
@@ -322,7 +327,9 @@ def _farewell(console: Console, settings: Settings, summary: dict[str, Any], fil
         console.print(f"promoted {promotion['version']} ({promotion['recipe']}): {promotion['reason']}", soft_wrap=True)
     loss = summary["log_loss"]
     if summary["promotions"] and loss["champion"] is not None:
-        console.print(f"log loss over the same epochs: first champion {loss['first_champion']:.4f}, champion {loss['champion']:.4f}")
+        console.print(
+            f"log loss over the same epochs: first champion {loss['first_champion']:.4f}, champion {loss['champion']:.4f}"
+        )
     if file is not None:
         console.print(f"summary: {file}")
     console.print(f"the data stays in {settings.home}: headrace status, headrace check, headrace psql")

@@ -36,12 +36,16 @@ def add_commands(commands: Any) -> None:
     doctor.add_argument("--stream", help="the stream; needed when several are defined")
     doctor.add_argument("--json", action="store_true", help="print the result as JSON")
     doctor.set_defaults(run=run_doctor)
-    source_sql = commands.add_parser("source-sql", help="print the statements that prepare a source database, for its owner to run")
+    source_sql = commands.add_parser(
+        "source-sql", help="print the statements that prepare a source database, for its owner to run"
+    )
     source_sql.add_argument("stream")
     source_sql.add_argument("--role", default="headrace", help="role that headrace connects as")
     source_sql.set_defaults(run=run_source_sql)
     psql = commands.add_parser("psql", help="psql on the platform's database")
-    psql.add_argument("-c", dest="sql", action="append", default=[], metavar="SQL", help="run this and end; may be repeated")
+    psql.add_argument(
+        "-c", dest="sql", action="append", default=[], metavar="SQL", help="run this and end; may be repeated"
+    )
     psql.set_defaults(run=run_psql)
 
 
@@ -67,17 +71,44 @@ def _migrated(conn: Any) -> bool:
 
 def _stream_status(conn: Any, name: str) -> dict[str, Any]:
     intake = db.row(conn, "status_intake", {"stream": name})
-    keys = ("version", "recipe", "status", "position", "behind", "phase", "message", "reported_at", "running", "log_loss", "labels")
+    keys = (
+        "version",
+        "recipe",
+        "status",
+        "position",
+        "behind",
+        "phase",
+        "message",
+        "reported_at",
+        "running",
+        "log_loss",
+        "labels",
+    )
     verdict = db.rows(conn, "last_decisions", {"stream": name, "many": 1})
     workers = [dict(zip(keys, row, strict=True)) for row in db.rows(conn, "status_versions", {"stream": name})]
-    names = ("running", "phase", "message", "seq", "lsn", "watermark", "slot_wal_bytes", "safe_wal_bytes", "reported_at")
-    incidents = [dict(zip(("role", "state", "message", "since"), row, strict=True)) for row in db.rows(conn, "status_incidents", {"stream": name})]
+    names = (
+        "running",
+        "phase",
+        "message",
+        "seq",
+        "lsn",
+        "watermark",
+        "slot_wal_bytes",
+        "safe_wal_bytes",
+        "reported_at",
+    )
+    incidents = [
+        dict(zip(("role", "state", "message", "since"), row, strict=True))
+        for row in db.rows(conn, "status_incidents", {"stream": name})
+    ]
     return {
         "stream": name,
         "intake": dict(zip(names, intake, strict=True)) if intake else None,
         "champion": next((w["version"] for w in workers if w["status"] == "champion"), None),
         "versions": workers,
-        "last_verdict": dict(zip(("at", "verdict", "champion", "challenger", "reason"), verdict[0][:5], strict=True)) if verdict else None,
+        "last_verdict": dict(zip(("at", "verdict", "champion", "challenger", "reason"), verdict[0][:5], strict=True))
+        if verdict
+        else None,
         "incidents": incidents,
     }
 
@@ -90,7 +121,11 @@ def _print_status(one: dict[str, Any]) -> None:
     else:
         state = f"runs ({intake['phase']})" if intake["running"] else "does not run"
         clock = f", stream time {intake['watermark']:%Y-%m-%d %H:%M} UTC" if intake["watermark"] else ""
-        wal = f", slot keeps {intake['slot_wal_bytes'] / 1e6:.1f} MB of WAL" if intake["slot_wal_bytes"] is not None else ""
+        wal = (
+            f", slot keeps {intake['slot_wal_bytes'] / 1e6:.1f} MB of WAL"
+            if intake["slot_wal_bytes"] is not None
+            else ""
+        )
         console.print(f"  intake {state}: log at seq {intake['seq'] or 0:,}{clock}{wal}; {intake['message'] or ''}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
     for column in ("version", "recipe", "status", "learner", "position", "behind", "log loss", "labels"):
@@ -99,11 +134,16 @@ def _print_status(one: dict[str, Any]) -> None:
         learner = ("runs, " + (w["phase"] or "")) if w["running"] else "does not run"
         loss = "" if w["log_loss"] is None else f"{w['log_loss']:.4f}"
         labels = "" if w["labels"] is None else f"{w['labels']:,}"
-        table.add_row(w["version"], w["recipe"], w["status"], learner, f"{w['position']:,}", f"{w['behind']:,}", loss, labels)
+        table.add_row(
+            w["version"], w["recipe"], w["status"], learner, f"{w['position']:,}", f"{w['behind']:,}", loss, labels
+        )
     console.print(table)
     if verdict := one["last_verdict"]:
         ago = datetime.now(UTC) - verdict["at"]
-        console.print(f"  last verdict ({int(ago.total_seconds())} s ago): {verdict['verdict']}. {verdict['reason']}", soft_wrap=True)
+        console.print(
+            f"  last verdict ({int(ago.total_seconds())} s ago): {verdict['verdict']}. {verdict['reason']}",
+            soft_wrap=True,
+        )
     for incident in one["incidents"]:
         console.print(f"  [red]{incident['role']}: {incident['state']}: {incident['message']}[/red]", soft_wrap=True)
 
@@ -122,7 +162,8 @@ def run_check(settings: Settings, arguments: argparse.Namespace) -> int:
             origin = None if arguments.without_source else _reachable(settings, dsn, stream)
             invariants = audit(conn, stream, origin)
             document[name] = {
-                i.name: {"ok": i.ok, "promise": i.promise, "counts": i.counts, "breaches": i.breaches} for i in invariants
+                i.name: {"ok": i.ok, "promise": i.promise, "counts": i.counts, "breaches": i.breaches}
+                for i in invariants
             }
             broken += [f"{name}: {i.name}: {'; '.join(i.breaches)}" for i in invariants if not i.ok]
     if arguments.json:
@@ -168,7 +209,10 @@ def run_doctor(settings: Settings, arguments: argparse.Namespace) -> int:
         show_json({"stream": name, "findings": [vars(f) for f in findings]})
     else:
         for f in findings:
-            print(f"{'ok     ' if f.ok else 'MISSING'} {f.what}: {f.found}" + ("" if f.ok or not f.remedy else f"\n        do: {f.remedy}"))
+            print(
+                f"{'ok     ' if f.ok else 'MISSING'} {f.what}: {f.found}"
+                + ("" if f.ok or not f.remedy else f"\n        do: {f.remedy}")
+            )
     missing = [f.what for f in findings if not f.ok]
     if missing:
         raise SourceError(f"the source is not ready for {name!r}: {', '.join(missing)}")
@@ -193,4 +237,6 @@ def run_psql(settings: Settings, arguments: argparse.Namespace) -> int:
     for statement in arguments.sql:
         words += ["-c", statement]
     with platform(settings) as dsn:
-        return subprocess.run([*words, "-d", dsn], env={**os.environ, "PGAPPNAME": "headrace psql"}, check=False).returncode
+        return subprocess.run(
+            [*words, "-d", dsn], env={**os.environ, "PGAPPNAME": "headrace psql"}, check=False
+        ).returncode

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from headrace.cli.common import platform, show_json, stream_of, until_signalled
@@ -15,13 +16,26 @@ from headrace.definition.load import load_folder
 from headrace.errors import ServerError
 from headrace.settings import Settings, connection, signing_key
 from headrace.store import db, leases, log, registry, source
-from headrace.store.migrate import migrate
 
 logger = logging.getLogger(__name__)
 
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands to the command line."""
+    demo = commands.add_parser("demo", help="the whole product on a year of flights; Ctrl-C stops everything")
+    demo.add_argument(
+        "--speed",
+        type=float,
+        default=28_800.0,
+        metavar="N",
+        help="seconds of 2013 per second; 50 days in 150 s by default",
+    )
+    demo.add_argument(
+        "--until-promotion", action="store_true", help="end at the first promotion by a scheduled compare run"
+    )
+    demo.add_argument("--json", type=Path, metavar="FILE", help="write a summary at the end")
+    demo.add_argument("--port", type=int, metavar="N", help="port of Airflow's web UI; a free one by default")
+    demo.set_defaults(run=run_demo)
     up = commands.add_parser("up", help="run every stream's intake and learners until stopped")
     up.add_argument("streams", nargs="*", help="streams to run; all that are defined when none is named")
     up.set_defaults(run=run_up)
@@ -36,13 +50,26 @@ def add_commands(commands: Any) -> None:
     learn = commands.add_parser("learn", help="run one version's learner")
     learn.add_argument("stream")
     learn.add_argument("version")
-    learn.add_argument("--until-caught-up", action="store_true", help="end at the log's end instead of waiting for more")
-    learn.add_argument("--batch", type=int, default=0, metavar="N", help="entries read at a time; any number learns the same")
+    learn.add_argument(
+        "--until-caught-up", action="store_true", help="end at the log's end instead of waiting for more"
+    )
+    learn.add_argument(
+        "--batch", type=int, default=0, metavar="N", help="entries read at a time; any number learns the same"
+    )
     learn.set_defaults(run=run_learn)
+
+
+def run_demo(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace demo`"""
+    from headrace.cli import demo
+
+    return demo.run_demo(settings, arguments)
 
 
 def run_migrate(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace migrate`"""
+    from headrace.store.migrate import migrate
+
     with platform(settings) as dsn:
         done = migrate(dsn)
     if arguments.json:
@@ -57,15 +84,20 @@ def run_migrate(settings: Settings, arguments: argparse.Namespace) -> int:
 def register(settings: Settings, dsn: str, names: list[str]) -> list[str]:
     """Register streams that are new; gives the names of all that were asked for."""
     from headrace.models.engine import engine
+    from headrace.store.migrate import migrate
 
     streams = load_folder(settings.streams)
     wanted = [stream_of(settings, name) for name in names] if names else list(streams.values())
     for stream in wanted:
-        with closing(db.connect(connection(settings, stream.source.conn_id), application="headrace register")) as origin:
+        with closing(
+            db.connect(connection(settings, stream.source.conn_id), application="headrace register")
+        ) as origin:
             columns = source.log_columns(origin, stream)
         with closing(db.connect(dsn)) as conn, db.transaction(conn):
             if registry.register(conn, stream, columns, engine()):
-                logger.info("registered stream %s: %d log columns, first champion %s-1", stream.name, len(columns), stream.name)
+                logger.info(
+                    "registered stream %s: %d log columns, first champion %s-1", stream.name, len(columns), stream.name
+                )
     migrate(dsn)  # the views name every stream
     return [stream.name for stream in wanted]
 
@@ -73,6 +105,7 @@ def register(settings: Settings, dsn: str, names: list[str]) -> list[str]:
 def run_up(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace up`"""
     from headrace.live.supervisor import Supervisor
+    from headrace.store.migrate import migrate
 
     stop = until_signalled()
     pidfile = settings.home / "up.pid"
@@ -119,7 +152,10 @@ def run_intake(settings: Settings, arguments: argparse.Namespace) -> int:
     stop = until_signalled()
     stream = stream_of(settings, arguments.stream)
     origin = connection(settings, stream.source.conn_id)
-    with platform(settings) as dsn, closing(db.connect(dsn, role="headrace_intake", application=f"headrace intake {stream.name}")) as conn:
+    with (
+        platform(settings) as dsn,
+        closing(db.connect(dsn, role="headrace_intake", application=f"headrace intake {stream.name}")) as conn,
+    ):
         columns = registry.registered(conn, stream)
         lease = leases.take(conn, stream.name, "intake", settings.lease)
         if log.position(conn, stream.name) is None:
@@ -150,7 +186,9 @@ def run_learn(settings: Settings, arguments: argparse.Namespace) -> int:
     with platform(settings) as dsn, closing(db.connect(dsn, role="headrace_learner", application=application)) as conn:
         columns = registry.registered(conn, stream)
         lease = leases.take(conn, stream.name, arguments.version, settings.lease)
-        live = open_version(conn, stream, registry.version(conn, stream.name, arguments.version), columns, key, engine())
+        live = open_version(
+            conn, stream, registry.version(conn, stream.name, arguments.version), columns, key, engine()
+        )
         conn.commit()
         loop = learner.Learner(conn, stream, columns, live, lease, arguments.batch or learner.BATCH)
         if arguments.until_caught_up:

@@ -26,7 +26,6 @@ def add_commands(commands: Any) -> None:
 
 def run_serve(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace serve`"""
-    from headrace.live import endpoint
     from headrace.live.supervisor import command
 
     if any(settings.environment.get(name) != value for name, value in _PROCESS.items()):
@@ -38,6 +37,8 @@ def run_serve(settings: Settings, arguments: argparse.Namespace) -> int:
     with platform(settings) as dsn:
         with closing(db.connect(dsn, role="headrace_reader", application=f"headrace serve {stream.name}")) as conn:
             columns = registry.registered(conn, stream)
+        from headrace.live import endpoint  # after what may go wrong: it takes seconds
+
         definition = partial(stream_of, settings, stream.name)
         endpoint.serve(dsn, definition, columns, signing_key(settings), arguments.host, arguments.port, stop)
     return 0

@@ -19,18 +19,24 @@ from headrace.store import db, registry
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands to the command line."""
-    quality = _command(commands, "quality", run_quality, "check the log against the stream's contract with Great Expectations")
+    quality = _command(
+        commands, "quality", run_quality, "check the log against the stream's contract with Great Expectations"
+    )
     quality.add_argument("--run-id", default="manual", help="who asks: an Airflow run's id")
     quality.add_argument("--seq-first", type=int, default=1, metavar="N", help="first entry of the window")
     quality.add_argument("--seq-last", type=int, metavar="N", help="last entry; the newest complete epoch's by default")
     bootstrap = _command(commands, "bootstrap", run_bootstrap, "train a candidate offline on the log and register it")
     bootstrap.add_argument("--recipe", required=True, help="name of a challenger's recipe")
-    bootstrap.add_argument("--seq-last", type=int, metavar="N", help="end of the window; the newest complete epoch by default")
+    bootstrap.add_argument(
+        "--seq-last", type=int, metavar="N", help="end of the window; the newest complete epoch by default"
+    )
     bootstrap.add_argument("--threads", type=int, default=1, help="threads for training")
     bootstrap.add_argument("--run-id", help="the Airflow run that asks")
     admit = _command(commands, "admit", run_admit, "let candidates that pass the held-out gate catch up and shadow")
     admit.add_argument("versions", nargs="+", metavar="VERSION")
-    compare = _command(commands, "compare", run_compare, "look at the evidence; promote, keep, retire or roll back by the rule")
+    compare = _command(
+        commands, "compare", run_compare, "look at the evidence; promote, keep, retire or roll back by the rule"
+    )
     compare.add_argument("--run-id", help="the Airflow run that asks")
     compare.add_argument("--run-type", help="its type: scheduled or manual")
     promote = _command(commands, "promote", run_promote, "let a version in shadow serve, because you say so")
@@ -53,7 +59,10 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 
 @contextmanager
 def _steering(settings: Settings, name: str) -> Iterator[tuple[str, Connection]]:
-    with platform(settings) as dsn, closing(db.connect(dsn, role="headrace_steer", application=f"headrace {name}")) as conn:
+    with (
+        platform(settings) as dsn,
+        closing(db.connect(dsn, role="headrace_steer", application=f"headrace {name}")) as conn,
+    ):
         yield dsn, conn
 
 
@@ -131,7 +140,9 @@ def run_compare(settings: Settings, arguments: argparse.Namespace) -> int:
         }
         for o in outcomes
     ]
-    return _show(arguments, {"champion": champion, "verdicts": verdicts, "promoted": promoted, "sentence": sentence_of(outcomes)})
+    return _show(
+        arguments, {"champion": champion, "verdicts": verdicts, "promoted": promoted, "sentence": sentence_of(outcomes)}
+    )
 
 
 def run_promote(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -140,8 +151,13 @@ def run_promote(settings: Settings, arguments: argparse.Namespace) -> int:
 
     stream = stream_of(settings, arguments.stream)
     with _steering(settings, "promote") as (_, conn):
-        champion, former = promote(conn, stream, version=arguments.version, reason=arguments.reason, by=getpass.getuser())
-    return _show(arguments, {"champion": champion, "former": former, "sentence": f"{champion} serves from now on, after {former}."})
+        champion, former = promote(
+            conn, stream, version=arguments.version, reason=arguments.reason, by=getpass.getuser()
+        )
+    return _show(
+        arguments,
+        {"champion": champion, "former": former, "sentence": f"{champion} serves from now on, after {former}."},
+    )
 
 
 def run_rollback(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -153,4 +169,7 @@ def run_rollback(settings: Settings, arguments: argparse.Namespace) -> int:
         champion, former = rollback(
             conn, stream, to=arguments.to, reason=arguments.reason, by=arguments.by, dag_run_id=arguments.run_id
         )
-    return _show(arguments, {"champion": champion, "former": former, "sentence": f"{champion} serves again, {former} learns on in shadow."})
+    return _show(
+        arguments,
+        {"champion": champion, "former": former, "sentence": f"{champion} serves again, {former} learns on in shadow."},
+    )

@@ -46,7 +46,9 @@ class Expectation:
         >>> between("distance", 10, 6000).name
         'between(distance, 10, 6000)'
         """
-        values = [f"{v}" if not isinstance(v, tuple) else "{" + ", ".join(map(str, v)) + "}" for v in self.params.values()]
+        values = [
+            f"{v}" if not isinstance(v, tuple) else "{" + ", ".join(map(str, v)) + "}" for v in self.params.values()
+        ]
         return f"{self.kind}({', '.join([*self.columns, *values])})"
 
     @property

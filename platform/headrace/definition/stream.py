@@ -21,7 +21,9 @@ from headrace.definition.features import Feature
 from headrace.definition.recipes import Recipe
 
 #: Names that the log gives to its own columns.
-RESERVED_COLUMNS = frozenset({"seq", "key", "event_time", "y", "kind", "label_time", "label_seq", "watermark", "rejected"})
+RESERVED_COLUMNS = frozenset(
+    {"seq", "key", "event_time", "y", "kind", "label_time", "label_seq", "watermark", "rejected"}
+)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _RESERVED_STREAMS = ("headrace", "metrics", "public", "information_schema", "airflow")
 

@@ -69,7 +69,9 @@ def look(conn: Connection, stream: str) -> Race:
         phase=phase,
         versions=tuple(db.rows(conn, "race_versions", {"stream": stream})),
         evidence=tuple(db.rows(conn, "race_evidence", {"stream": stream})),
-        verdicts=tuple(r for r in db.rows(conn, "last_decisions", {"stream": stream, "many": 40}) if r[1] != "keep")[:5],
+        verdicts=tuple(r for r in db.rows(conn, "last_decisions", {"stream": stream, "many": 40}) if r[1] != "keep")[
+            :5
+        ],
     )
 
 
@@ -95,8 +97,16 @@ def render(race: Race, sent: dict[str, int], elsewhere: list[str]) -> Renderable
 
 
 def _versions(race: Race) -> Table:
-    table = Table(title="who predicts how well (epochs that all running versions scored)", title_justify="left", expand=True)
-    for name, justify in (("version", "left"), ("recipe", "left"), ("status", "left"), ("behind", "right"), ("log loss", "right")):
+    table = Table(
+        title="who predicts how well (epochs that all running versions scored)", title_justify="left", expand=True
+    )
+    for name, justify in (
+        ("version", "left"),
+        ("recipe", "left"),
+        ("status", "left"),
+        ("behind", "right"),
+        ("log loss", "right"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("labels", justify="right")
     for version, recipe, status, done, message, labels, loss, own in race.versions:

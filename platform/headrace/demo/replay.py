@@ -38,7 +38,11 @@ def prepare(dsn: str, stream: Stream, flights: Flights, until: datetime) -> tupl
     from pyarrow import csv
 
     loaded = []
-    with closing(db.connect(dsn, application="flights application")) as conn, db.transaction(conn), conn.cursor() as cursor:
+    with (
+        closing(db.connect(dsn, application="flights application")) as conn,
+        db.transaction(conn),
+        conn.cursor() as cursor,
+    ):
         cursor.execute((SQL / "demo" / "flights.sql").read_text())
         for name, time_column in _TABLES:
             table: pa.Table = getattr(flights, name)
@@ -97,7 +101,7 @@ class Replayer:
         try:
             with closing(db.connect(self._dsn, application="flights application")) as conn:
                 self._replay(conn)
-        except Exception as error:  # noqa: BLE001 - handed to the demo's loop, which ends with it
+        except Exception as error:
             self.error = error
 
     def _replay(self, conn: Connection) -> None:

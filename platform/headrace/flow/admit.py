@@ -65,7 +65,9 @@ class Admission:
     received: int = 0
     ignored: int = 0
     refusals: list[Refusal] = field(default_factory=list)
-    groups: list[tuple[int, Cells, list[int]]] = field(default_factory=list)  # first row, fields, their index per log column
+    groups: list[tuple[int, Cells, list[int]]] = field(
+        default_factory=list
+    )  # first row, fields, their index per log column
     _parts: list[_Part] = field(default_factory=list)
     _rows: list[Rows] = field(default_factory=list)
 
@@ -89,7 +91,9 @@ class Admission:
             index, oid = rows.columns[column.source]
             if oid != column.type_oid:
                 found = SUPPORTED[oid].name if oid in SUPPORTED else f"type oid {oid}"
-                raise SourceError(f"{self.stream.source.table}.{column.source} is {found} by now, expected {column.type_name}")
+                raise SourceError(
+                    f"{self.stream.source.table}.{column.source} is {found} by now, expected {column.type_name}"
+                )
             fields.append(index)
         source = self.stream.source
         first = self._first_row()
@@ -129,7 +133,9 @@ class Admission:
         keys = rows.cells.column(rows.columns[label.key][0])
         self.received += len(rows)
         for i in np.flatnonzero(keys.length < 0).tolist():
-            reason = f"the deleted row does not say its {label.key}, expected it in the replica identity of {label.table}"
+            reason = (
+                f"the deleted row does not say its {label.key}, expected it in the replica identity of {label.table}"
+            )
             refusal = Refusal(
                 label.table, None, f"identity({label.key})", None, reason, _content(rows, i), int(commit[i])
             )
@@ -154,7 +160,13 @@ class Admission:
             return column
 
         return Chunk(
-            joined("commit"), joined("op"), [keys[i] for i in order], joined("time"), joined("y"), joined("row"), commit_clock
+            joined("commit"),
+            joined("op"),
+            [keys[i] for i in order],
+            joined("time"),
+            joined("y"),
+            joined("row"),
+            commit_clock,
         )
 
     def duplicate(self, row: int, commit: int) -> Refusal:
@@ -165,7 +177,9 @@ class Admission:
             if at < len(rows):
                 text = rows.as_text(key, at)
                 reason = f"{key} is {text!r}, which an event that waits for its label has already"
-                return Refusal(self.stream.source.table, text, f"unique({key})", text, reason, _content(rows, at), commit)
+                return Refusal(
+                    self.stream.source.table, text, f"unique({key})", text, reason, _content(rows, at), commit
+                )
             first += len(rows)
         raise AssertionError(f"row {row} is not of this stretch")
 

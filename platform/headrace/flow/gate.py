@@ -271,7 +271,9 @@ def _regex(pattern: str) -> tuple[Callable[[Column], Mask], str]:
 def _length(minimum: int | None, maximum: int | None) -> tuple[Callable[[Column], Mask], str]:
     low, high = minimum or 0, float("inf") if maximum is None else maximum
     return (
-        lambda column: np.array([v is not None and not low <= len(v) <= high for v in column.values.tolist()], dtype=np.bool_),
+        lambda column: np.array(
+            [v is not None and not low <= len(v) <= high for v in column.values.tolist()], dtype=np.bool_
+        ),
         f"{low} to {'any number of' if maximum is None else maximum} characters",
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,9 @@ class Progressive:
             When the batch does not follow the last one, or a label's event was never seen.
         """
         if batch.seq_first != self.seq + 1:
-            raise ModelError(f"found a batch that starts at seq {batch.seq_first}, expected {self.seq + 1}: read on from there")
+            raise ModelError(
+                f"found a batch that starts at seq {batch.seq_first}, expected {self.seq + 1}: read on from there"
+            )
         event, label = 0, 0
         for epoch in batch.epochs:
             event_end = int(np.searchsorted(batch.event_seq, epoch.seq_last, side="right"))
@@ -191,9 +194,13 @@ class Progressive:
         label_slots = np.array([self._open.slots[seq] for seq in answered.tolist()], dtype=np.int64)
         learns = ~np.isnan(y)
 
-        bounds = np.flatnonzero(np.diff(is_label, prepend=~is_label[:1], append=~is_label[-1:])).tolist() if len(order) else []
+        bounds = (
+            np.flatnonzero(np.diff(is_label, prepend=~is_label[:1], append=~is_label[-1:])).tolist()
+            if len(order)
+            else []
+        )
         outstanding = self.outstanding - len(event_seq)
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             run = order[start:end]
             if not is_label[start]:
                 part = slice(int(run[0]), int(run[-1]) + 1)
@@ -219,7 +226,9 @@ class Progressive:
                 continue
             known[i] = event in here or event in self._open.slots
             if not known[i] and event >= self._first_seq:
-                raise ModelError(f"found a label of event {event}, which was never seen, expected its event before it: run `headrace check`")
+                raise ModelError(
+                    f"found a label of event {event}, which was never seen, expected its event before it: run `headrace check`"
+                )
         return known, here
 
     def _target_means(
@@ -271,7 +280,9 @@ class Progressive:
         times = self._open.time[slots]
         self._times = (min(int(times.min()), self._times[0]), max(int(times.max()), self._times[1]))
         for name in self._slices:
-            for value, *row in zip(self._open.columns[f"key:{name}"][slots], y.tolist(), losses.tolist(), p.tolist(), strict=True):
+            for value, *row in zip(
+                self._open.columns[f"key:{name}"][slots], y.tolist(), losses.tolist(), p.tolist(), strict=True
+            ):
                 sums = self._slice_sums.setdefault((name, value if value is not None else ""), [0, 0.0, 0.0, 0.0])
                 sums[0] += 1
                 for i in range(3):
@@ -332,7 +343,9 @@ class Progressive:
         self._open.p[slots], self._open.memo[slots] = arrays["open/p"], arrays["open/memo"]
         self._begin_epoch()
 
-    def adopt(self, seqs: NDArray[np.int64], means: NDArray[np.float64] | None, log: Columns, clock: NDArray[np.int64]) -> None:
+    def adopt(
+        self, seqs: NDArray[np.int64], means: NDArray[np.float64] | None, log: Columns, clock: NDArray[np.int64]
+    ) -> None:
         """Enter events that came before the version's first seq: their labels are learned, but not scored.
 
         Parameters

@@ -137,12 +137,18 @@ def clocks(messages: Messages, stream: Stream) -> np.ndarray[tuple[int], np.dtyp
             commit = int(messages.transaction[message.index])
             try:
                 told = micros(datetime.fromisoformat(message.content.decode()))
-                latest = int(messages.transactions.commit_time[commit]) + stream.source.max_ahead // timedelta(microseconds=1)
+                latest = int(messages.transactions.commit_time[commit]) + stream.source.max_ahead // timedelta(
+                    microseconds=1
+                )
                 if told > latest:
                     raise ValueError(f"later than {moment(latest).isoformat()}")
                 carried[commit] = max(carried[commit], told)
             except (ValueError, TypeError) as error:
-                logger.warning("ignored a heartbeat with content %r: expected an ISO time with its zone (%s)", message.content, error)
+                logger.warning(
+                    "ignored a heartbeat with content %r: expected an ISO time with its zone (%s)",
+                    message.content,
+                    error,
+                )
     return carried
 
 
@@ -167,7 +173,9 @@ def run(
     """
     at = log.position(conn, stream.name)
     if at is None:
-        raise SourceError(f"stream {stream.name!r} has no history yet: `headrace intake {stream.name}` imports it first")
+        raise SourceError(
+            f"stream {stream.name!r} has no history yet: `headrace intake {stream.name}` imports it first"
+        )
     join = new_join(stream)
     appender = log.Appender(stream.name, stream.hash(), columns)
     appender.resume(conn, join, at)
@@ -180,7 +188,13 @@ def run(
         with source.replication(dsn) as cursor:
             _check_system(source.system(cursor), at)
             source.start(cursor, at.slot, stream.publication, at.lsn)
-            logger.info("streaming %s from %s: seq %d, %d events wait for their label", stream.name, at.lsn, at.seq, join.open_events)
+            logger.info(
+                "streaming %s from %s: seq %d, %d events wait for their label",
+                stream.name,
+                at.lsn,
+                at.seq,
+                join.open_events,
+            )
             reader, looked = Reader(cursor), 0.0
             while not stop():
                 messages = reader.read(wait=0.5)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 BATCH = 20_000  # entries read at a time while catching up
 _CHECKPOINT_SECONDS = 1.0
 _REPORT_SECONDS = 0.5
+_EDGE_SECONDS = 0.5  # who reads all that the log has in less is at its edge
 
 
 @dataclass
@@ -79,8 +80,11 @@ class Learner:
             if at_edge or time.monotonic() - self._written > _CHECKPOINT_SECONDS:
                 self.write(score.epoch.epoch)
         self._through = batch.received_through
-        self._rate = (at.seq - before) / max(time.monotonic() - started, 1e-6)
-        if position.seq - at.seq > 2 * self.batch:
+        seconds = time.monotonic() - started
+        self._rate = (at.seq - before) / max(seconds, 1e-6)
+        if upto == position.seq and seconds < _EDGE_SECONDS:
+            self.caught_up = True
+        elif position.seq - at.seq > 2 * self.batch:
             self.caught_up = False
         return True
 
@@ -113,7 +117,9 @@ class Learner:
             db.run(self.conn, "report_progress", params)
             status = registry.version(self.conn, self.stream.name, self.live.version.version).status
             if status == "catching_up" and self.caught_up:
-                registry.set_status(self.conn, self.stream.name, self.live.version.version, "shadow", was=("catching_up",))
+                registry.set_status(
+                    self.conn, self.stream.name, self.live.version.version, "shadow", was=("catching_up",)
+                )
                 logger.info("%s has caught up at seq %d: in shadow from now on", self.live.version.version, at)
         return status
 

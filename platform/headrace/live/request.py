@@ -114,11 +114,8 @@ class RowReader:
 
     def _unknown(self, document: dict[str, Any]) -> list[Violation]:
         expected = f"expected some of {', '.join(self._by_source)}"
-        return [
-            Violation(name, "known_field", name, f"{_shown(name)} is no column of this stream, {expected}")
-            for name in document
-            if name not in self._by_source
-        ]
+        names = [name.encode(errors="backslashreplace").decode() for name in document if name not in self._by_source]
+        return [Violation(n, "known_field", n, f"{_shown(n)} is no column of this stream, {expected}") for n in names]
 
     def _wrong(self, document: dict[str, Any], rows: Rows) -> list[Violation]:
         """Values that are not of their column's type; decodes every other one."""

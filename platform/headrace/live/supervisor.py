@@ -81,7 +81,13 @@ class Supervisor:
             child.deaths = 1 if time.monotonic() - child.started > _STEADY else child.deaths + 1
             pause = _PAUSES[min(child.deaths - 1, len(_PAUSES) - 1)]
             child.restart_at = time.monotonic() + pause
-            logger.warning("%s ended with %d; it starts again in %g s; its last words: %s", name, code, pause, self._last_line(name))
+            logger.warning(
+                "%s ended with %d; it starts again in %g s; its last words: %s",
+                name,
+                code,
+                pause,
+                self._last_line(name),
+            )
         for name, argv in wanted.items():
             child = self._children.get(name)
             if child is None:

@@ -94,7 +94,9 @@ def last(conn: Connection, stream: str, version: str) -> Checkpoint | None:
     stored: dict[str, bytes] = dict(db.rows(conn, "artifacts", {"sha256": list(refs.values())})) if refs else {}
     for name, sha in refs.items():
         if sha not in stored:
-            raise SnapshotError(f"checkpoint of {version} at seq {seq}: its array {name!r} ({sha[:12]}) is missing; rebuild it")
+            raise SnapshotError(
+                f"checkpoint of {version} at seq {seq}: its array {name!r} ({sha[:12]}) is missing; rebuild it"
+            )
         arrays[name] = parse(bytes(stored[sha]))[0]["array"]
     return Checkpoint(seq, epoch, bytes(digest), engine, learned, arrays, meta)
 

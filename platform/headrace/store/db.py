@@ -22,7 +22,9 @@ Role = Literal["headrace_intake", "headrace_learner", "headrace_steer", "headrac
 Row = tuple[Any, ...]
 
 
-def connect(dsn: str, *, role: Role | None = None, application: str = "headrace", autocommit: bool = False) -> Connection:
+def connect(
+    dsn: str, *, role: Role | None = None, application: str = "headrace", autocommit: bool = False
+) -> Connection:
     """Open a connection.
 
     Raises
@@ -42,7 +44,9 @@ def connect(dsn: str, *, role: Role | None = None, application: str = "headrace"
             options="-c timezone=UTC -c bytea_output=hex",
         )
     except psycopg2.ProgrammingError as error:
-        raise ServerError(f"the DSN cannot be read: {_line(error)}; expected e.g. postgresql://user@host/database") from error
+        raise ServerError(
+            f"the DSN cannot be read: {_line(error)}; expected e.g. postgresql://user@host/database"
+        ) from error
     except psycopg2.OperationalError as error:
         raise ServerError(f"cannot connect to {describe(dsn)}: {_line(error)}") from error
     conn.autocommit = autocommit
@@ -98,14 +102,18 @@ def transaction(conn: Connection) -> Iterator[Connection]:
     conn.commit()
 
 
-def rows(conn: Connection, name: str, params: Mapping[str, Any] | None = None, *, schema: str | None = None) -> list[Row]:
+def rows(
+    conn: Connection, name: str, params: Mapping[str, Any] | None = None, *, schema: str | None = None
+) -> list[Row]:
     """All rows of a named query."""
     with conn.cursor() as cursor:
         cursor.execute(query(name, schema), params or {})
         return cursor.fetchall()
 
 
-def row(conn: Connection, name: str, params: Mapping[str, Any] | None = None, *, schema: str | None = None) -> Row | None:
+def row(
+    conn: Connection, name: str, params: Mapping[str, Any] | None = None, *, schema: str | None = None
+) -> Row | None:
     """The first row of a named query, or None."""
     with conn.cursor() as cursor:
         cursor.execute(query(name, schema), params or {})

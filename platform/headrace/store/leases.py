@@ -36,7 +36,9 @@ class Lease:
         """
         params = {"stream": self.stream, "role": self.role, "token": self.token, "lease": self.length}
         if db.row(conn, "check_lease", params) is None:
-            raise LeaseError(f"lost the role {self.role!r} of stream {self.stream!r} to another process; nothing was written")
+            raise LeaseError(
+                f"lost the role {self.role!r} of stream {self.stream!r} to another process; nothing was written"
+            )
 
 
 def take(conn: Connection, stream: str, role: str, length: timedelta) -> Lease:
@@ -51,7 +53,9 @@ def take(conn: Connection, stream: str, role: str, length: timedelta) -> Lease:
     if free is None or not free[0]:
         held = db.row(conn, "who_holds", {"stream": stream, "role": role})
         conn.rollback()
-        holder = f"{held[0]} (backend {held[1]}), which renewed it {held[2]:%H:%M:%S} UTC" if held else "another process"
+        holder = (
+            f"{held[0]} (backend {held[1]}), which renewed it {held[2]:%H:%M:%S} UTC" if held else "another process"
+        )
         raise LeaseError(f"the role {role!r} of stream {stream!r} is held by {holder}; stop that one first")
     params = {"stream": stream, "role": role, "holder": f"{socket.gethostname()}:{os.getpid()}", "lease": length}
     taken = db.row(conn, "take_lease", params)

@@ -63,7 +63,21 @@ def position(conn: Connection, stream: str) -> Position | None:
     row = db.row(conn, "log_position", {"stream": stream})
     if row is None:
         return None
-    seq, lsn, watermark, received, number, first, labels, epoch_watermark, system, timeline, consistent, slot, commit = row
+    (
+        seq,
+        lsn,
+        watermark,
+        received,
+        number,
+        first,
+        labels,
+        epoch_watermark,
+        system,
+        timeline,
+        consistent,
+        slot,
+        commit,
+    ) = row
     epoch = Epoch(number, first, labels, None if epoch_watermark is None else micros(epoch_watermark))
     return Position(seq, lsn, watermark, received, epoch, system, timeline, consistent, slot, commit)
 
@@ -110,7 +124,17 @@ class Appender:
         refused = admission.refusals + [admission.duplicate(row, commit) for row, commit in joined.duplicates]
         if refused:
             rows = (
-                (r.relation, r.key, r.expectation, r.found, r.reason, json.dumps(r.content), commits.end_lsn[r.commit], origin, now)
+                (
+                    r.relation,
+                    r.key,
+                    r.expectation,
+                    r.found,
+                    r.reason,
+                    json.dumps(r.content),
+                    commits.end_lsn[r.commit],
+                    origin,
+                    now,
+                )
                 for r in refused
             )
             self._copy_text(conn, "write_quarantine", rows)
@@ -155,7 +179,9 @@ class Appender:
         keys = [cells.column(0).bytes_at(i) for i in range(cells.rows)]
         join.reopen(keys, decode(cells, 1, INT8).values.tolist(), decode(cells, 2, TIMESTAMPTZ).values.tolist())
 
-    def _write_events(self, conn: Connection, joined: Joined, groups: Sequence[tuple[int, Cells, Sequence[int]]]) -> None:
+    def _write_events(
+        self, conn: Connection, joined: Joined, groups: Sequence[tuple[int, Cells, Sequence[int]]]
+    ) -> None:
         seqs, rows = np.array(joined.event_seq, dtype=np.int64), np.array(joined.event_row, dtype=np.int64)
         names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._columns)
         text = sql.SQL(all_queries()["write_events"]).format(schema=sql.Identifier(self.stream), columns=names)
@@ -194,7 +220,9 @@ class Appender:
             cursor.copy_expert(query(name, self.stream), file)
 
     def _typed(self, name: str) -> sql.Composable:
-        return sql.SQL(all_queries()[name]).format(schema=sql.Identifier(self.stream), key_type=sql.SQL(self._columns[0].type_name))
+        return sql.SQL(all_queries()[name]).format(
+            schema=sql.Identifier(self.stream), key_type=sql.SQL(self._columns[0].type_name)
+        )
 
     def _make_room(self, conn: Connection, first: int, last: int) -> None:
         """Partitions for a range of seq; a partition that closes gets its look-up index."""

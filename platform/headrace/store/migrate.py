@@ -51,7 +51,9 @@ def migrate(dsn: str) -> Migrated:
         config.attributes["connection"] = connection
         known = {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
         if before is not None and before not in known:
-            raise ServerError(f"the database has schema version {before}, newer than this release; install the newer headrace")
+            raise ServerError(
+                f"the database has schema version {before}, newer than this release; install the newer headrace"
+            )
         command.upgrade(config, "head")
         after = _version(connection)
         return Migrated(before, after or "", refresh_views(connection))
@@ -68,7 +70,8 @@ def refresh_views(connection: Connection) -> int:
     """Write the views whose text changed, in the order of their files; gives how many."""
     connection.execute(text("CREATE SCHEMA IF NOT EXISTS metrics"))
     streams = list(connection.execute(text("SELECT stream FROM headrace.streams ORDER BY stream")).scalars())
-    applied = {name: sha for name, sha in connection.execute(text("SELECT name, sha256 FROM headrace.repeatable"))}
+    known = connection.execute(text("SELECT name, sha256 FROM headrace.repeatable"))
+    applied = {row[0]: row[1] for row in known}
     written = 0
     for path in sorted((SQL / "views").glob("*.sql")):
         rendered = render_view(path.read_text(), streams)
@@ -85,9 +88,14 @@ def refresh_views(connection: Connection) -> int:
         )
         written += 1
     if written:
-        connection.execute(text("GRANT USAGE ON SCHEMA metrics TO headrace_intake, headrace_learner, headrace_steer, headrace_reader"))
         connection.execute(
-            text("GRANT SELECT ON ALL TABLES IN SCHEMA metrics TO headrace_intake, headrace_learner, headrace_steer, headrace_reader")
+            text("GRANT USAGE ON SCHEMA metrics TO headrace_intake, headrace_learner, headrace_steer, headrace_reader")
+        )
+        connection.execute(
+            text(
+                "GRANT SELECT ON ALL TABLES IN SCHEMA metrics "
+                "TO headrace_intake, headrace_learner, headrace_steer, headrace_reader"
+            )
         )
     return written
 

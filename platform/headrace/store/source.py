@@ -55,7 +55,10 @@ def needed_columns(stream: Stream) -> dict[str, tuple[str, ...]]:
     """Columns that the stream reads, by table."""
     label = stream.label
     events = (stream.source.key, stream.source.event_time, *stream.columns())
-    return {stream.source.table: events, label.table: tuple(dict.fromkeys((label.key, label.value.column, label.label_time)))}
+    return {
+        stream.source.table: events,
+        label.table: tuple(dict.fromkeys((label.key, label.value.column, label.label_time))),
+    }
 
 
 def identity_columns(conn: Connection, stream: Stream) -> dict[str, tuple[str, ...]]:
@@ -78,9 +81,12 @@ def statements(stream: Stream, role: str = "headrace", identity: Mapping[str, Se
     """
     more = identity or {}
     tables = {t: tuple(dict.fromkeys((*columns, *more.get(t, ())))) for t, columns in needed_columns(stream).items()}
-    listed = ",\n    ".join(f"{_quoted(table)} ({', '.join(map(_quoted, columns))})" for table, columns in tables.items())
+    listed = ",\n    ".join(
+        f"{_quoted(table)} ({', '.join(map(_quoted, columns))})" for table, columns in tables.items()
+    )
     grants = "\n".join(
-        f"GRANT USAGE ON SCHEMA {_quoted(table.split('.')[0])} TO {_quoted(role)};\nGRANT SELECT ON {_quoted(table)} TO {_quoted(role)};"
+        f"GRANT USAGE ON SCHEMA {_quoted(table.split('.')[0])} TO {_quoted(role)};\n"
+        f"GRANT SELECT ON {_quoted(table)} TO {_quoted(role)};"
         for table in tables
     )
     return (
@@ -126,16 +132,22 @@ def _check_columns(conn: Connection, stream: Stream) -> Iterator[Finding]:
     types = {table: column_types(conn, table) for table in needed_columns(stream)}
     for table, columns in needed_columns(stream).items():
         if not types[table]:
-            yield Finding(False, f"table {table}", "there is no such table", "create it, or correct the stream's definition")
+            yield Finding(
+                False, f"table {table}", "there is no such table", "create it, or correct the stream's definition"
+            )
             continue
         for column in columns:
             if column not in types[table]:
                 known = ", ".join(types[table])
-                yield Finding(False, f"column {table}.{column}", f"not among {known}", "correct the stream's definition")
+                yield Finding(
+                    False, f"column {table}.{column}", f"not among {known}", "correct the stream's definition"
+                )
             elif types[table][column][0] not in SUPPORTED:
                 names = ", ".join(t.name for t in SUPPORTED.values())
                 found = f"has type {types[table][column][1]}, expected one of {names}"
-                yield Finding(False, f"column {table}.{column}", found, "leave it out, or publish a column of such a type")
+                yield Finding(
+                    False, f"column {table}.{column}", found, "leave it out, or publish a column of such a type"
+                )
     events, labels = types[stream.source.table], types[stream.label.table]
     for table, column, found_types in (
         (stream.source.table, stream.source.event_time, events),
@@ -143,22 +155,42 @@ def _check_columns(conn: Connection, stream: Stream) -> Iterator[Finding]:
     ):
         if column in found_types and found_types[column][0] != TIMESTAMPTZ:
             found = f"has type {found_types[column][1]}, expected timestamp with time zone"
-            yield Finding(False, f"time {table}.{column}", found, "times without a zone are ambiguous: change the column's type")
+            yield Finding(
+                False, f"time {table}.{column}", found, "times without a zone are ambiguous: change the column's type"
+            )
     for table, column, wanted, remedy in _needed_kinds(stream):
-        if column in types[table] and (kind := SUPPORTED.get(types[table][column][0])) and kind.kind not in _KINDS[wanted]:
-            yield Finding(False, f"type of {table}.{column}", f"is {types[table][column][1]}, expected {wanted}", remedy)
+        if (
+            column in types[table]
+            and (kind := SUPPORTED.get(types[table][column][0]))
+            and kind.kind not in _KINDS[wanted]
+        ):
+            yield Finding(
+                False, f"type of {table}.{column}", f"is {types[table][column][1]}, expected {wanted}", remedy
+            )
     for expectation in stream.contract:
         if expectation.kind == "less_than" and all(c in events for c in expectation.columns):
             groups = [{w for w in _COMPARABLE if _kind(events[c][0]) in _KINDS[w]} for c in expectation.columns]
             if not groups[0] & groups[1]:
                 found = " and ".join(f"{c} is {events[c][1]}" for c in expectation.columns)
-                yield Finding(False, f"contract {expectation.name}", f"{found}, expected types that compare", "correct the contract")
-    if stream.source.key in events and SUPPORTED.get(events[stream.source.key][0], SUPPORTED[16]).kind not in ("int", "text", "uuid"):
+                yield Finding(
+                    False,
+                    f"contract {expectation.name}",
+                    f"{found}, expected types that compare",
+                    "correct the contract",
+                )
+    if stream.source.key in events and SUPPORTED.get(events[stream.source.key][0], SUPPORTED[16]).kind not in (
+        "int",
+        "text",
+        "uuid",
+    ):
         found = f"has type {events[stream.source.key][1]}, expected integer, text or uuid"
         yield Finding(False, f"key {stream.source.table}.{stream.source.key}", found, "choose a key of such a type")
     keys = events.get(stream.source.key), labels.get(stream.label.key)
     if keys[0] and keys[1] and keys[0][0] != keys[1][0]:
-        found = f"{stream.source.table}.{stream.source.key} is {keys[0][1]}, {stream.label.table}.{stream.label.key} is {keys[1][1]}"
+        found = (
+            f"{stream.source.table}.{stream.source.key} is {keys[0][1]}, "
+            f"{stream.label.table}.{stream.label.key} is {keys[1][1]}"
+        )
         yield Finding(False, "keys", found, "give both the same type")
 
 
@@ -195,7 +227,12 @@ def _needed_kinds(stream: Stream) -> Iterator[tuple[str, str, str, str]]:
             elif expectation.kind in ("regex", "length"):
                 yield events, column, "a text", remedy
             elif expectation.kind in ("in_set", "not_in_set") and values:
-                yield events, column, "a text or uuid" if isinstance(values[0], str) else "a number or a boolean", remedy
+                yield (
+                    events,
+                    column,
+                    "a text or uuid" if isinstance(values[0], str) else "a number or a boolean",
+                    remedy,
+                )
     remedy, constant = f"correct label.value, which is {label.value}", label.value.constant
     match label.value.operator:
         case "value":
@@ -203,7 +240,13 @@ def _needed_kinds(stream: Stream) -> Iterator[tuple[str, str, str, str]]:
         case ">" | ">=" | "<" | "<=":
             yield label.table, label.value.column, "a number", remedy
         case "==" | "!=":
-            wanted = "a text or uuid" if isinstance(constant, str) else "a boolean" if isinstance(constant, bool) else "a number"
+            wanted = (
+                "a text or uuid"
+                if isinstance(constant, str)
+                else "a boolean"
+                if isinstance(constant, bool)
+                else "a number"
+            )
             yield label.table, label.value.column, wanted, remedy
 
 
@@ -221,14 +264,25 @@ def doctor(dsn: str, stream: Stream) -> list[Finding]:
         assert settings is not None  # one row of settings
         wal_level, slots, used, keep, version = settings
         findings.append(Finding(True, "connection", f"PostgreSQL {version // 10_000} at {db.describe(dsn)}"))
-        remedy = "ALTER SYSTEM SET wal_level = logical, then restart the server (managed services: their parameter group)"
+        remedy = (
+            "ALTER SYSTEM SET wal_level = logical, then restart the server (managed services: their parameter group)"
+        )
         findings.append(Finding(wal_level == "logical", "wal_level", f"{wal_level}, expected logical", remedy))
         findings.append(
-            Finding(used < slots, "replication slots", f"{used} of {slots} in use", "raise max_replication_slots, or drop unused ones")
+            Finding(
+                used < slots,
+                "replication slots",
+                f"{used} of {slots} in use",
+                "raise max_replication_slots, or drop unused ones",
+            )
         )
         if keep == "-1":
             findings.append(
-                Finding(True, "max_slot_wal_keep_size", "unlimited: a slot that nobody reads would fill the disk; consider a limit")
+                Finding(
+                    True,
+                    "max_slot_wal_keep_size",
+                    "unlimited: a slot that nobody reads would fill the disk; consider a limit",
+                )
             )
         bad = list(_check_columns(conn, stream))
         findings.extend(bad or [Finding(True, "tables and columns", "all there, of types that headrace reads")])
@@ -285,7 +339,12 @@ def _try_slot(dsn: str) -> Finding:
         with replication(dsn) as cursor:
             _create(cursor, "headrace_doctor_try", temporary=True)
     except (SourceError, psycopg2.Error) as error:
-        return Finding(False, "replication", " ".join(str(error).split()), "ALTER ROLE ... REPLICATION, and a direct DSN without a pooler")
+        return Finding(
+            False,
+            "replication",
+            " ".join(str(error).split()),
+            "ALTER ROLE ... REPLICATION, and a direct DSN without a pooler",
+        )
     return Finding(True, "replication", "a slot could be created")
 
 
@@ -330,10 +389,14 @@ def create_slot(dsn: str, cursor: ReplicationCursor, slot: str) -> tuple[str, st
     try:
         row = _create(cursor, slot)
     except psycopg2.errors.DuplicateObject as error:
-        raise SlotError(f"slot {slot!r} is there already, but the log knows no position in it: drop it, then start again") from error
+        raise SlotError(
+            f"slot {slot!r} is there already, but the log knows no position in it: drop it, then start again"
+        ) from error
     except psycopg2.errors.QueryCanceled as error:
         with closing(db.connect(dsn, autocommit=True)) as conn:
-            names = [f"pid {pid} ({user}, {state}: {text})" for pid, user, state, text in db.rows(conn, "source_blockers")]
+            names = [
+                f"pid {pid} ({user}, {state}: {text})" for pid, user, state, text in db.rows(conn, "source_blockers")
+            ]
         raise SlotError(
             f"slot {slot!r} could not be created within {_SLOT_SECONDS:g} s, since older transactions are still open: "
             f"{'; '.join(names) or 'none by now'}; end them, or try again"
@@ -367,7 +430,9 @@ def drop_slot(conn: Connection, slot: str) -> None:
     try:
         db.run(conn, "drop_slot", {"slot": slot})
     except psycopg2.errors.ObjectInUse as error:
-        raise SlotError(f"slot {slot!r} is in use by another reader: {' '.join(str(error).split())}; stop that one first") from error
+        raise SlotError(
+            f"slot {slot!r} is in use by another reader: {' '.join(str(error).split())}; stop that one first"
+        ) from error
 
 
 def start(cursor: ReplicationCursor, slot: str, publication: str, lsn: str) -> None:
@@ -389,10 +454,14 @@ def start(cursor: ReplicationCursor, slot: str, publication: str, lsn: str) -> N
     except psycopg2.errors.ObjectInUse as error:
         raise SlotError(f"slot {slot!r} is in use by another reader; stop that one first") from error
     except psycopg2.errors.UndefinedObject as error:
-        raise SlotError(f"slot {slot!r} or publication {publication!r} is missing at the source: {' '.join(str(error).split())}") from error
+        raise SlotError(
+            f"slot {slot!r} or publication {publication!r} is missing at the source: {' '.join(str(error).split())}"
+        ) from error
     except psycopg2.Error as error:
         if error.pgcode == errorcodes.OBJECT_NOT_IN_PREREQUISITE_STATE:
-            raise SlotError(f"slot {slot!r} was invalidated: {' '.join(str(error).split())}; its WAL is gone") from error
+            raise SlotError(
+                f"slot {slot!r} was invalidated: {' '.join(str(error).split())}; its WAL is gone"
+            ) from error
         raise
 
 

@@ -59,7 +59,9 @@ def recipe_of(stream: Stream, version: Version) -> Recipe:
     recipe = stream.recipe(version.recipe)
     if recipe is None:
         known = ", ".join(r.name for r in stream.recipes())
-        raise DefinitionError(f"{version.version} has recipe {version.recipe!r}, the definition has {known}; add it back, or retire it")
+        raise DefinitionError(
+            f"{version.version} has recipe {version.recipe!r}, the definition has {known}; add it back, or retire it"
+        )
     if recipe.config() != dict(version.config):
         raise DefinitionError(
             f"recipe {version.recipe!r} differs from the one that {version.version} was registered with; give the changed "

@@ -1,0 +1,27 @@
+"""`make bench NAME=...`: runs one benchmark, prints its table, writes build/bench/NAME.json."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+NAMES = ("flights",)
+
+
+def main() -> int:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in NAMES:
+        print(f"found NAME={name!r}, expected one of: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    result = importlib.import_module(f"tests.bench.{name}").run()
+    file = Path("build") / "bench" / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

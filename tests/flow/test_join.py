@@ -1,0 +1,310 @@
+"""The join against a log kept in dictionaries: however commits are chunked, and wherever it restarts, the same entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.events import EpochRange, LabelKind
+from headrace.flow.join import NO_TIME, Chunk, Counts, Epoch, Join, Joined, Op, Past
+
+NO_CLOCK = -(2**63)
+WINDOW = 20
+
+
+@dataclass(frozen=True)
+class Change:
+    op: Op
+    key: bytes
+    time: int
+    y: float = math.nan
+
+
+@dataclass(frozen=True)
+class Commit:
+    changes: tuple[Change, ...]
+    clock: int = NO_CLOCK
+
+
+def event(key: str, time: int) -> Change:
+    return Change(Op.EVENT, key.encode(), time)
+
+
+def label(key: str, time: int, y: float = 1.0) -> Change:
+    return Change(Op.LABEL, key.encode(), time, y)
+
+
+def unlabel(key: str) -> Change:
+    return Change(Op.UNLABEL, key.encode(), NO_TIME)
+
+
+def new_join(*, negative: bool = False, epoch_labels: int = 3, epoch_time: int = 50) -> Join:
+    return Join(window=WINDOW, negative=negative, epoch_labels=epoch_labels, epoch_time=epoch_time)
+
+
+@dataclass
+class Log:
+    """What a database would hold, and give back to a join that starts again."""
+
+    join: Join
+    events: list[tuple[int, bytes, int]] = field(default_factory=list)  # seq, key, watermark when it entered
+    labels: list[tuple[Any, ...]] = field(default_factory=list)  # seq, event, kind, y, y before, time
+    segments: list[tuple[int, int, int, int]] = field(default_factory=list)  # seq_first, seq_last, commit, watermark
+    epochs: list[EpochRange] = field(default_factory=list)
+    held: dict[bytes, tuple[float, int]] = field(default_factory=dict)
+    duplicates: list[tuple[int, int]] = field(default_factory=list)  # row, commit
+    counts: Counts = field(default_factory=Counts)
+
+    def add(self, commits: Sequence[Commit], first_row: int, first_commit: int) -> None:
+        """Run one chunk and store what it gives."""
+        changes = [(c, change) for c, commit in enumerate(commits) for change in commit.changes]
+        chunk = Chunk(
+            np.array([c for c, _ in changes], dtype=np.int64),
+            np.array([change.op for _, change in changes], dtype=np.int8),
+            [change.key for _, change in changes],
+            np.array([change.time for _, change in changes], dtype=np.int64),
+            np.array([change.y for _, change in changes], dtype=np.float64),
+            np.arange(len(changes), dtype=np.int64) + first_row,
+            np.array([commit.clock for commit in commits], dtype=np.int64),
+        )
+        joined = self.join.run(chunk, self.past(self.join.unknown_keys(chunk)))
+        self.counts = Counts(*(a + b for a, b in zip(astuple(self.counts), astuple(joined.counts), strict=True)))
+        self.counts.received += len(changes)
+        self._store(joined, chunk, first_row, first_commit)
+
+    def _store(self, joined: Joined, chunk: Chunk, first_row: int, first_commit: int) -> None:
+        self.segments += [(a, b, c + first_commit, w) for a, b, c, w in joined.segments]
+        clock = {seq: w for a, b, _, w in joined.segments for seq in range(a, b + 1)}
+        for seq, row in zip(joined.event_seq, joined.event_row, strict=True):
+            self.events.append((seq, chunk.key[row - first_row], clock[seq]))
+        columns = (joined.label_seq, joined.label_event, joined.label_kind, joined.y, joined.y_before, joined.label_time)
+        self.labels += zip(*columns, strict=True)
+        self.epochs += joined.epochs
+        self.duplicates += [(row, commit + first_commit) for row, commit in joined.duplicates]
+        for key in joined.released:
+            self.held.pop(key, None)
+        self.held |= {key: (y, time) for key, (_, y, time) in joined.held.items()}
+
+    def past(self, keys: Sequence[bytes]) -> dict[bytes, Past]:
+        """The newest event of each key with its newest value."""
+        found = {}
+        for seq, key, _ in self.events:
+            if key in keys:
+                values = [y for _, of, _, y, _, _ in self.labels if of == seq]
+                found[key] = Past(seq, values[-1] if values else math.nan)
+        return found
+
+    def restart(self) -> None:
+        """A new join, brought to where the log stands, as `Appender.resume` does it."""
+        old = self.join
+        self.join = Join(
+            window=old.window,
+            negative=old._timeout_y == 0.0,
+            epoch_labels=old._epoch_labels,
+            epoch_time=old._epoch_time,
+        )
+        epoch = Epoch(old.epoch.number, old.epoch.seq_first, old.epoch.labels, old.epoch.watermark_first)
+        self.join.resume(seq=old.seq, watermark=old.watermark, epoch=epoch, held=dict(self.held))
+        closed = {of for _, of, kind, *_ in self.labels if kind != LabelKind.CORRECTION}
+        waiting = [e for e in self.events if e[0] not in closed and e[2] > old.watermark - WINDOW]
+        self.join.reopen([k for _, k, _ in waiting], [s for s, _, _ in waiting], [w for _, _, w in waiting])
+
+    def content(self) -> str:
+        """Everything, comparable; repr since NaN differs from itself."""
+        return repr((self.events, self.labels, self.segments, self.epochs, self.held, self.duplicates, self.counts))
+
+
+def run(commits: Sequence[Commit], cuts: Sequence[tuple[int, bool]] = (), **options: Any) -> Log:
+    """Join commits, cut before the given ones; at each cut, perhaps, starting again from what is stored."""
+    log = Log(new_join(**options))
+    restarts = dict(cuts)
+    bounds = [0, *sorted(set(restarts)), len(commits)]
+    row = 0
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        if restarts.get(start):
+            log.restart()
+        log.add(commits[start:end], row, start)
+        row += sum(len(commit.changes) for commit in commits[start:end])
+    return log
+
+
+keys = st.sampled_from([b"a", b"b", b"c", b"d"])
+times = st.integers(0, 120)
+changes = st.one_of(
+    st.builds(Change, st.just(Op.EVENT), keys, times),
+    st.builds(Change, st.just(Op.LABEL), keys, times, st.sampled_from([0.0, 1.0])),
+    st.builds(Change, st.just(Op.UNLABEL), keys, st.one_of(st.just(NO_TIME), times)),
+)
+commits_of = st.lists(
+    st.builds(Commit, st.lists(changes, max_size=5).map(tuple), st.one_of(st.just(NO_CLOCK), times)), min_size=1, max_size=25
+)
+
+
+@st.composite
+def cut_histories(draw: st.DrawFn) -> tuple[list[Commit], list[tuple[int, bool]]]:
+    commits = draw(commits_of)
+    cut = st.tuples(st.integers(1, max(1, len(commits) - 1)), st.booleans())
+    return commits, draw(st.lists(cut, max_size=len(commits), unique_by=lambda c: c[0]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(cut_histories(), st.booleans())
+def test_chunks_and_restarts_change_nothing(history: tuple[list[Commit], list[tuple[int, bool]]], negative: bool) -> None:
+    commits, cuts = history
+    whole = run(commits, negative=negative)
+    assert run(commits, cuts, negative=negative).content() == whole.content()
+    single = [(i, True) for i in range(1, len(commits))]
+    assert run(commits, single, negative=negative).content() == whole.content()
+
+
+@settings(max_examples=200, deadline=None)
+@given(commits_of, st.booleans())
+def test_what_came_in_is_accounted_for(commits: list[Commit], negative: bool) -> None:
+    log = run(commits, negative=negative)
+    counts, join = log.counts, log.join
+    assert counts.received == (
+        counts.events + counts.labels + counts.corrections + counts.held + counts.quarantined + counts.ignored
+    )
+    assert counts.held == len(log.held) == len(join.held)
+    assert counts.quarantined == len(log.duplicates)
+    kinds = [LabelKind(kind) for _, _, kind, *_ in log.labels]
+    assert counts.events == len(log.events)
+    assert (counts.labels, counts.timeouts, counts.corrections) == tuple(kinds.count(k) for k in LabelKind)
+
+    seqs = sorted([seq for seq, *_ in log.events] + [seq for seq, *_ in log.labels])
+    assert seqs == list(range(1, join.seq + 1))
+    covered = [seq for first, last, *_ in log.segments for seq in range(first, last + 1)]
+    assert covered == seqs
+    watermarks = [w for *_, w in log.segments]
+    assert watermarks == sorted(watermarks)
+
+    closing = [of for _, of, kind, *_ in log.labels if kind != LabelKind.CORRECTION]
+    assert len(closing) == len(set(closing))
+    assert join.open_events == len(log.events) - len(closing)
+    events = {seq for seq, *_ in log.events}
+    assert all(of in events and of < seq for seq, of, *_ in log.labels)
+
+
+@settings(max_examples=200, deadline=None)
+@given(commits_of, st.booleans())
+def test_time_outs_come_exactly_when_due(commits: list[Commit], negative: bool) -> None:
+    log = run(commits, negative=negative)
+    commit_of = {seq: c for first, last, c, _ in log.segments for seq in range(first, last + 1)}
+    reached, clock = [], NO_CLOCK  # the watermark after each commit
+    for commit in commits:
+        clock = max([clock, commit.clock, *(c.time for c in commit.changes)])
+        reached.append(clock)
+    closing = {of: (seq, LabelKind(kind), y, time) for seq, of, kind, y, _, time in log.labels if kind != LabelKind.CORRECTION}
+    for seq, _, entered in log.events:
+        deadline = entered + WINDOW
+        due = next((c for c in range(commit_of[seq], len(commits)) if reached[c] >= deadline), None)
+        if seq not in closing:
+            assert due is None, "it waits longer than its window"
+            continue
+        at, kind, y, time = closing[seq]
+        if kind == LabelKind.TIMEOUT:
+            assert commit_of[at] == due
+            assert time == deadline
+            assert y == 0.0 if negative else math.isnan(y)
+        else:
+            assert due is None or commit_of[at] <= due
+    for first, last, _, _ in log.segments:  # after the commit's own rows, first in first out
+        kinds = {seq: kind for seq, _, kind, *_ in log.labels}
+        tail = [seq for seq in range(first, last + 1) if kinds.get(seq) == LabelKind.TIMEOUT]
+        assert tail == list(range(last - len(tail) + 1, last + 1))
+        answered = [of for seq, of, *_ in log.labels if seq in tail]
+        assert answered == sorted(answered)
+
+
+@settings(max_examples=150, deadline=None)
+@given(commits_of, st.booleans(), st.integers(1, 5), st.integers(1, 60))
+def test_epochs_end_with_enough_labels_or_enough_time(
+    commits: list[Commit], negative: bool, epoch_labels: int, epoch_time: int
+) -> None:
+    log = run(commits, negative=negative, epoch_labels=epoch_labels, epoch_time=epoch_time)
+    clock = {seq: w for first, last, _, w in log.segments for seq in range(first, last + 1)}
+    counted = [seq for seq, _, kind, y, *_ in log.labels if kind != LabelKind.CORRECTION and not math.isnan(y)]
+    first, epochs, labels = 1, [], 0
+    for seq in counted:  # a second, plainer account of the rule
+        labels += 1
+        if labels == epoch_labels or clock[seq] - clock[first] >= epoch_time:
+            epochs.append(EpochRange(len(epochs) + 1, first, seq, labels, clock[first], clock[seq]))
+            first, labels = seq + 1, 0
+    assert log.epochs == epochs
+    assert (log.join.epoch.number, log.join.epoch.seq_first, log.join.epoch.labels) == (len(epochs) + 1, first, labels)
+
+
+def test_a_label_closes_its_event() -> None:
+    log = run([Commit((event("a", 1),)), Commit((label("a", 5),))])
+    assert log.labels[0][:4] == (2, 1, LabelKind.OBSERVED, 1.0)
+
+
+def test_a_label_before_its_event_is_held_then_logged_with_its_own_time() -> None:
+    log = run([Commit((label("a", 1),)), Commit((event("a", 5),))], [(1, True)])
+    assert [(seq, key) for seq, key, _ in log.events] == [(1, b"a")]
+    assert log.labels[0][0] == 2
+    assert log.labels[0][5] == 1
+    assert log.held == {}
+
+
+def test_a_held_label_that_changes_counts_once() -> None:
+    commits = [Commit((label("a", 1, 0.0),)), Commit((label("a", 2, 1.0), event("a", 3)))]
+    for cuts in ([], [(1, True)]):
+        log = run(commits, cuts)
+        assert [(kind, y) for _, _, kind, y, _, _ in log.labels] == [(LabelKind.OBSERVED, 1.0)]
+        assert log.held == {}, "the stored label would come back at the next start"
+        assert (log.counts.labels, log.counts.ignored, log.counts.held) == (1, 1, 0)
+
+
+def test_a_late_label_corrects_a_dropped_event() -> None:
+    log = run([Commit((event("a", 0),)), Commit((), clock=WINDOW), Commit((label("a", 30),))], [(2, True)])
+    (_, _, timeout, dropped, _, _), (_, of, kind, y, before, _) = log.labels
+    assert (timeout, kind, of, y) == (LabelKind.TIMEOUT, LabelKind.CORRECTION, 1, 1.0)
+    assert math.isnan(dropped)
+    assert math.isnan(before)
+
+
+def test_deleting_a_label_takes_its_value_back() -> None:
+    log = run([Commit((event("a", 0), label("a", 1))), Commit((unlabel("a"),)), Commit((unlabel("a"),))])
+    _, (_, _, kind, y, before, _) = log.labels
+    assert (kind, before) == (LabelKind.CORRECTION, 1.0)
+    assert math.isnan(y)
+    assert log.counts.ignored == 1
+
+
+def test_an_open_event_has_no_label_to_delete() -> None:
+    """Also when its key was used before: the earlier event keeps its label."""
+    commits = [Commit((event("a", 0), label("a", 1))), Commit((event("a", 2), unlabel("a")))]
+    whole, cut = run(commits), run(commits, [(1, False)])
+    assert whole.content() == cut.content()
+    assert [kind for _, _, kind, *_ in whole.labels] == [LabelKind.OBSERVED]
+
+
+def test_a_correction_goes_to_the_event_that_was_there_before_the_key_came_again() -> None:
+    commits = [Commit((event("a", 0), label("a", 1))), Commit((label("a", 2, 0.0), event("a", 3)))]
+    for cuts in ([], [(1, False)], [(1, True)]):
+        assert [(of, kind) for _, of, kind, *_ in run(commits, cuts).labels] == [(1, 0), (1, LabelKind.CORRECTION)]
+
+
+@pytest.mark.parametrize("negative", [True, False])
+def test_a_heartbeat_moves_the_clock(negative: bool) -> None:
+    log = run([Commit((event("a", 0),)), Commit((), clock=WINDOW - 1), Commit((), clock=WINDOW)], negative=negative)
+    assert log.segments[-1] == (2, 2, 2, WINDOW)
+    assert log.counts.timeouts == 1
+
+
+def test_a_join_is_not_changed_by_asking() -> None:
+    log = run([Commit((event("a", 0),))])
+    before = copy(vars(log.join))
+    one = np.ones(1, dtype=np.int64)
+    chunk = Chunk(one - 1, one.astype(np.int8), [b"z"], one, np.ones(1), one, one)
+    assert log.join.unknown_keys(chunk) == [b"z"]
+    assert vars(log.join) == before
