@@ -6,7 +6,7 @@ import itertools
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,10 +17,12 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
+from headrace.batch.history import Imported, import_history
 from headrace.definition.load import load_file
 from headrace.definition.stream import Stream
 from headrace.events import Engine, LogColumn
-from headrace.store import db, registry, source
+from headrace.live import intake
+from headrace.store import db, leases, log, registry, source
 from headrace.store.embedded import EmbeddedPostgres
 from headrace.store.migrate import migrate
 
@@ -210,6 +212,46 @@ class Registered:
         with closing(db.connect(self.dsn)) as conn, conn, conn.cursor() as cursor:
             cursor.execute(statement, values or None)
             return cursor.fetchall() if cursor.description else []
+
+
+    def import_history(self, origin: SmallSource) -> Imported:
+        """Import what the source holds, as `headrace intake` does."""
+        with self._as_intake() as (conn, lease):
+            return import_history(conn, origin.dsn, self.stream, self.columns, lease, lambda *_: None)
+
+    def follow(self, origin: SmallSource) -> None:
+        """Run the intake until it has all that is committed at the source by now."""
+        beat = "SELECT pg_logical_emit_message(true, 'headrace.test', '')::text"
+        target = source.lsn_number(origin.execute(beat)[0][0])
+        with self._as_intake() as (conn, lease), closing(db.connect(self.dsn, autocommit=True)) as watch:
+
+            def arrived() -> bool:
+                at = log.position(watch, self.stream.name)
+                return at is not None and source.lsn_number(at.lsn) > target
+
+            intake.run(conn, origin.dsn, self.stream, self.columns, lease, arrived)
+
+    @contextmanager
+    def _as_intake(self) -> Iterator[tuple[Any, leases.Lease]]:
+        with closing(db.connect(self.dsn, role="headrace_intake")) as conn:
+            yield conn, leases.take(conn, self.stream.name, "intake", timedelta(seconds=5))
+
+    def entries(self) -> list[tuple[Any, ...]]:
+        """The log without what depends on when it was read: entries in order of seq."""
+        return self.query(
+            "SELECT seq, key, event_time, colour, place, size, NULL, NULL, NULL, NULL, NULL FROM small.events UNION ALL "
+            "SELECT seq, NULL, NULL, NULL, NULL, NULL, event_seq, kind, y, y_before, label_time FROM small.labels ORDER BY seq"
+        )
+
+    def epochs(self) -> list[tuple[Any, ...]]:
+        """The epochs of the log."""
+        return self.query("SELECT * FROM headrace.epochs ORDER BY epoch")
+
+    def accounting(self) -> dict[str, dict[str, int]]:
+        """What became of what was received, by origin."""
+        names = ("received", "events", "labels", "corrections", "held", "quarantined", "ignored", "timeouts")
+        rows = self.query(f"SELECT origin, {', '.join(names)} FROM headrace.accounting")
+        return {origin: dict(zip(names, counts, strict=True)) for origin, *counts in rows}
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 -- source_columns: columns of a table with their types
-SELECT a.attname, a.atttypid::int, format_type(a.atttypid, NULL)
+SELECT a.attname, a.atttypid::int, format_type(a.atttypid, -1)
 FROM pg_attribute AS a WHERE a.attrelid = to_regclass(%(table)s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum;
 
 -- source_identity: how updates and deletes of a table name their row

@@ -37,9 +37,15 @@ WHERE NOT EXISTS (SELECT FROM headrace.incidents WHERE stream = %(stream)s AND r
 -- close_incidents: the worker is well again
 UPDATE headrace.incidents SET closed_at = now() WHERE stream = %(stream)s AND role = %(role)s AND closed_at IS NULL;
 
--- last_checkpoint: a version's newest state
+-- last_checkpoint: a version's newest state, or the newest up to a seq
 SELECT seq, epoch, digest, engine, arrays, state, learned FROM headrace.checkpoints
-WHERE stream = %(stream)s AND version = %(version)s ORDER BY seq DESC LIMIT 1;
+WHERE stream = %(stream)s AND version = %(version)s AND seq <= coalesce(%(until)s::bigint, seq) ORDER BY seq DESC LIMIT 1;
+
+-- digests: the chained digests of a version's epochs
+SELECT epoch, digest, engine FROM headrace.epoch_metrics WHERE stream = %(stream)s AND version = %(version)s ORDER BY epoch;
+
+-- last_metrics: the last entry that a version's metrics cover
+SELECT max(seq_last) FROM headrace.epoch_metrics WHERE stream = %(stream)s AND version = %(version)s;
 
 -- add_checkpoint: a version's state at a seq
 INSERT INTO headrace.checkpoints (stream, version, seq, epoch, digest, state_digest, engine, arrays, state, learned, bytes)

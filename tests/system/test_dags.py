@@ -250,7 +250,8 @@ def test_bootstrap_then_a_scheduled_compare_promotes_and_a_rollback_undoes_it(ru
     assert checks[0][0] >= 3
     assert checks[0][1]
 
-    commit(running.origin, BEFORE, AFTER)
+    for first in range(BEFORE, BEFORE + AFTER, 250):  # the stream's clock moves with commits
+        commit(running.origin, first, 250)
     verdicts = "SELECT dag_run_id, run_type, challenger FROM metrics.decisions WHERE verdict = 'promote'"
     promoted = within(120, lambda: running.query(verdicts))
     assert promoted, running.query("SELECT verdict, reason FROM metrics.decisions ORDER BY decision_id DESC LIMIT 3")

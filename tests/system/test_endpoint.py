@@ -97,7 +97,7 @@ stream = Stream(
 '''
 TABLES = """
 CREATE TABLE public.orders (
-    id bigint PRIMARY KEY, placed_at timestamptz NOT NULL, country text, device varchar(20), vip boolean, campaign uuid,
+    id bigint PRIMARY KEY, placed_at timestamptz NOT NULL, country char(2), device varchar(20), vip boolean, campaign uuid,
     amount numeric(8, 2), items smallint, weight real, score double precision, first_seen date
 );
 CREATE TABLE public.returns (order_id bigint PRIMARY KEY, returned boolean, known_at timestamptz NOT NULL);
@@ -335,8 +335,8 @@ def newest_with(shop: Shop, version: str, seq: int) -> checkpoints.Checkpoint | 
         ({"items": "3"}, "items", "type(items)", 'items is "3", expected an integer (smallint)'),
         ({"vip": 1}, "vip", "type(vip)", "vip is 1, expected true or false (boolean)"),
         ({"campaign": "none"}, "campaign", "type(campaign)", 'campaign is "none", expected a text with a UUID (uuid)'),
-        ({"country": "D\0"}, "country", "type(country)", "expected a text (text)"),
-        ({"country": "\ud800"}, "country", "type(country)", "expected a text (text)"),
+        ({"country": "D\0"}, "country", "type(country)", "expected a text (character)"),
+        ({"country": "\ud800"}, "country", "type(country)", "expected a text (character)"),
         ({"amuont": 3}, "amuont", "known_field", '"amuont" is no column of this stream, expected some of id, placed_at'),
         ({"\ud800": 3}, "\\ud800", "known_field", "is no column of this stream"),
     ],
@@ -418,7 +418,7 @@ class Client(threading.Thread):
             while not self.done.is_set():
                 began = time.monotonic()
                 response = client.post(f"{self.url}/predict", json=order(1))
-                self.answers.append((response.status_code, response.json()["version"], time.monotonic() - began))
+                self.answers.append((response.status_code, response.json().get("version", ""), time.monotonic() - began))
 
 
 def test_swaps_champions_without_a_failed_request(shop: Shop) -> None:

@@ -6,7 +6,7 @@ and the registry stay as they are. Where the source can be reached, its own row 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -41,7 +41,9 @@ class Invariant:
             self.breaches.append(breach)
 
 
-def audit(conn: Connection, stream: Stream, source_dsn: str | None) -> list[Invariant]:
+def audit(
+    conn: Connection, stream: Stream, source_dsn: str | None, ledger: Mapping[str, Any] | None = None
+) -> list[Invariant]:
     """Check a stream.
 
     Parameters
@@ -50,6 +52,8 @@ def audit(conn: Connection, stream: Stream, source_dsn: str | None) -> list[Inva
         The platform's database, as role headrace_reader.
     source_dsn
         The source, or None to leave it out.
+    ledger
+        What a second reader of the source's WAL counted (`headrace ledger`), up to where the log stands.
 
     Raises
     ------
@@ -63,6 +67,8 @@ def audit(conn: Connection, stream: Stream, source_dsn: str | None) -> list[Inva
         )
     checks = (_conservation, _dense, _labels, _learned, _epochs, _serving, _positions)
     found = [check(conn, stream.name, at) for check in checks]
+    if ledger is not None:
+        found.append(_ledger(conn, stream, at, ledger))
     if source_dsn is not None:
         found.extend(_source(conn, stream, at, source_dsn))
     return found
@@ -198,6 +204,21 @@ def _positions(conn: Connection, stream: str, at: log.Position) -> Invariant:
     for version, seq, _, _ in db.rows(conn, "audit_checkpoints", {"stream": stream}):
         inv.counts[version] = seq
         inv.expect(seq <= (high or 0), f"{version} has a checkpoint at {seq}, the log ends at {high}")
+    return inv
+
+
+def _ledger(conn: Connection, stream: Stream, at: log.Position, ledger: Mapping[str, Any]) -> Invariant:
+    """What a second reader of the same WAL counted."""
+    inv = Invariant("ledger", "the intake received every change that a second reader of the source's WAL counted")
+    changes: dict[str, dict[str, int]] = ledger["changes"]
+    inv.counts = {"until": ledger["until"], **{table: sum(kinds.values()) for table, kinds in changes.items()}}
+    received = sum(row[1] for row in db.rows(conn, "audit_accounting", {"stream": stream.name}) if row[0] == "stream")
+    counted = sum(sum(kinds.values()) for kinds in changes.values())
+    inv.expect(
+        received == counted, f"the ledger has {counted} changes up to {ledger['until']}, the intake received {received}"
+    )
+    behind = source.lsn_number(ledger["until"]) > source.lsn_number(at.lsn)
+    inv.expect(not behind, f"the ledger goes to {ledger['until']}, beyond the log at {at.lsn}")
     return inv
 
 

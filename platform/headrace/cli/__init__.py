@@ -15,8 +15,10 @@ import psycopg2
 
 from headrace import __version__, settings
 from headrace.cli import look, run, serve, steer
+from headrace.cli.common import pin
 from headrace.errors import HeadraceError
 
+MODEL_COMMANDS = ("learn", "serve", "bootstrap", "rebuild")  # they compute what must be the same to the bit everywhere
 Command = Callable[[settings.Settings, argparse.Namespace], int]
 
 
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("headrace").setLevel(logging.INFO)
     try:
+        if arguments.command in MODEL_COMMANDS:
+            pin(sys.argv[1:] if argv is None else argv)
         command: Command = arguments.run
         return command(settings.from_env(), arguments)
     except HeadraceError as error:

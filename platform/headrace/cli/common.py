@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from headrace.definition.load import load_folder
 from headrace.definition.stream import Stream
 from headrace.errors import DefinitionError
+from headrace.live.supervisor import PINNED
 from headrace.settings import Settings
 from headrace.store.embedded import EmbeddedPostgres
 
@@ -41,6 +44,13 @@ def stream_of(settings: Settings, name: str) -> Stream:
         known = ", ".join(streams) or "none"
         raise DefinitionError(f"found no stream {name!r} in {settings.streams}, only {known}")
     return streams[name]
+
+
+def pin(words: Sequence[str]) -> None:
+    """Start this command again with the environment that models need, unless it has it: the hash seed is fixed at start."""
+    if all(os.environ.get(name) == value for name, value in PINNED.items()):
+        return
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "headrace", *words], os.environ | PINNED)  # noqa: S606
 
 
 def until_signalled() -> Callable[[], bool]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +20,7 @@ from headrace.cli.common import platform, show_json, stream_of
 from headrace.definition.load import load_folder
 from headrace.errors import InvariantError, ServerError, SourceError
 from headrace.settings import Settings, connection
-from headrace.store import db, source
+from headrace.store import db, log, source
 
 
 def add_commands(commands: Any) -> None:
@@ -29,8 +31,17 @@ def add_commands(commands: Any) -> None:
     check = commands.add_parser("check", help="audit every invariant that the tables can show; non-zero on a breach")
     check.add_argument("streams", nargs="*", help="streams to check; all that are registered when none is named")
     check.add_argument("--json", action="store_true", help="print the result as JSON")
+    check.add_argument("--ledger", type=Path, metavar="FILE", help="what `headrace ledger` counted, for one stream")
     check.add_argument("--without-source", action="store_true", help="do not ask the source database")
     check.set_defaults(run=run_check)
+    ledger = commands.add_parser(
+        "ledger", help="count what a second slot delivers up to the log's position, as JSON for check"
+    )
+    ledger.add_argument("stream")
+    ledger.add_argument(
+        "--slot", required=True, help="a slot made when or before the stream's own was; it is not moved"
+    )
+    ledger.set_defaults(run=run_ledger)
     doctor = commands.add_parser("doctor", help="try everything that a stream needs of its source database")
     doctor.add_argument("dsn", nargs="?", help="the source; that of the stream's connection by default")
     doctor.add_argument("--stream", help="the stream; needed when several are defined")
@@ -114,7 +125,7 @@ def _stream_status(conn: Any, name: str) -> dict[str, Any]:
 
 
 def _print_status(one: dict[str, Any]) -> None:
-    console, intake = Console(), one["intake"]
+    console, intake = Console(width=None if sys.stdout.isatty() else 140), one["intake"]
     console.print(f"[bold]{one['stream']}[/bold]  champion {one['champion']}")
     if intake is None:
         console.print("  intake: never ran")
@@ -160,7 +171,8 @@ def run_check(settings: Settings, arguments: argparse.Namespace) -> int:
         for name in arguments.streams or [name for (name,) in db.rows(conn, "list_streams")]:
             stream = stream_of(settings, name)
             origin = None if arguments.without_source else _reachable(settings, dsn, stream)
-            invariants = audit(conn, stream, origin)
+            ledger = None if arguments.ledger is None else json.loads(arguments.ledger.read_text())
+            invariants = audit(conn, stream, origin, ledger)
             document[name] = {
                 i.name: {"ok": i.ok, "promise": i.promise, "counts": i.counts, "breaches": i.breaches}
                 for i in invariants
@@ -195,6 +207,21 @@ def _reachable(settings: Settings, dsn: str, stream: Any) -> str | None:
         print(f"headrace: the source is left out: {error}", file=sys.stderr)
         return None
     return origin
+
+
+def run_ledger(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace ledger`"""
+    from headrace.store.changes import tally
+
+    stream = stream_of(settings, arguments.stream)
+    with platform(settings) as dsn:
+        with closing(db.connect(dsn, role="headrace_reader", autocommit=True)) as conn:
+            at = log.position(conn, stream.name)
+        if at is None:
+            raise ServerError(f"stream {stream.name!r} has no log yet: there is nothing to count up to")
+        counted = tally(connection(settings, stream.source.conn_id), stream, arguments.slot, at.consistent_lsn, at.lsn)
+    show_json(vars(counted))
+    return 0
 
 
 def run_doctor(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -7,13 +7,17 @@ import logging
 import os
 import signal
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from psycopg2.extensions import connection as Connection
+
 from headrace.cli.common import platform, show_json, stream_of, until_signalled
 from headrace.definition.load import load_folder
-from headrace.errors import ServerError
+from headrace.definition.stream import Stream
+from headrace.errors import HeadraceError, ServerError
 from headrace.settings import Settings, connection, signing_key
 from headrace.store import db, leases, log, registry, source
 
@@ -143,58 +147,80 @@ def run_down(settings: Settings, arguments: argparse.Namespace) -> int:
     raise ServerError(f"`headrace up` (pid {pid}) did not stop within 30 s; see {settings.home / 'logs'}")
 
 
+@contextmanager
+def _noted(dsn: str, stream: str, role: str, database_role: db.Role) -> Iterator[None]:
+    """While a worker fails, its state is an open incident that `headrace status` and SQL show."""
+    try:
+        yield
+    except HeadraceError as error:
+        state = type(error).__name__.removesuffix("Error").lower()
+        with closing(db.connect(dsn, role=database_role, autocommit=True)) as conn:
+            params = {"stream": stream, "role": role, "state": state, "message": str(error)}
+            db.run(conn, "open_incident", params)
+        raise
+
+
 def run_intake(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace intake`"""
+    stop = until_signalled()
+    stream = stream_of(settings, arguments.stream)
+    with platform(settings) as dsn, _noted(dsn, stream.name, "intake", "headrace_intake"):
+        application = f"headrace intake {stream.name}"
+        with closing(db.connect(dsn, role="headrace_intake", application=application)) as conn:
+            _intake(settings, dsn, conn, stream, stop)
+    return 0
+
+
+def _intake(settings: Settings, dsn: str, conn: Connection, stream: Stream, stop: Callable[[], bool]) -> None:
     from headrace.batch.history import import_history
     from headrace.cli.progress import Reporter
     from headrace.live import intake
 
-    stop = until_signalled()
-    stream = stream_of(settings, arguments.stream)
     origin = connection(settings, stream.source.conn_id)
-    with (
-        platform(settings) as dsn,
-        closing(db.connect(dsn, role="headrace_intake", application=f"headrace intake {stream.name}")) as conn,
-    ):
-        columns = registry.registered(conn, stream)
-        lease = leases.take(conn, stream.name, "intake", settings.lease)
-        if log.position(conn, stream.name) is None:
-            conn.commit()
-            with Reporter(dsn, stream.name) as progress:
-                done = import_history(conn, origin, stream, columns, lease, progress)
-            logger.info(
-                "imported %d events and %d labels; %d rows in quarantine, %d labels held",
-                done.events,
-                done.labels,
-                done.quarantined,
-                done.held,
-            )
-        intake.run(conn, origin, stream, columns, lease, stop)
-    return 0
+    columns = registry.registered(conn, stream)
+    lease = leases.take(conn, stream.name, "intake", settings.lease)
+    if log.position(conn, stream.name) is None:
+        conn.commit()
+        with Reporter(dsn, stream.name) as progress:
+            done = import_history(conn, origin, stream, columns, lease, progress)
+        logger.info(
+            "imported %d events and %d labels; %d rows in quarantine, %d labels held",
+            done.events,
+            done.labels,
+            done.quarantined,
+            done.held,
+        )
+    intake.run(conn, origin, stream, columns, lease, stop)
 
 
 def run_learn(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace learn`"""
+    stop = until_signalled()
+    stream = stream_of(settings, arguments.stream)
+    with platform(settings) as dsn, _noted(dsn, stream.name, arguments.version, "headrace_learner"):
+        application = f"headrace learn {arguments.version}"
+        with closing(db.connect(dsn, role="headrace_learner", application=application)) as conn:
+            _learn(settings, arguments, conn, stream, stop)
+    return 0
+
+
+def _learn(
+    settings: Settings, arguments: argparse.Namespace, conn: Connection, stream: Stream, stop: Callable[[], bool]
+) -> None:
     from headrace.live import learner
     from headrace.models.engine import engine
     from headrace.store.state import open_version
 
-    stop = until_signalled()
-    stream = stream_of(settings, arguments.stream)
-    key = signing_key(settings)
-    application = f"headrace learn {arguments.version}"
-    with platform(settings) as dsn, closing(db.connect(dsn, role="headrace_learner", application=application)) as conn:
-        columns = registry.registered(conn, stream)
-        lease = leases.take(conn, stream.name, arguments.version, settings.lease)
-        live = open_version(
-            conn, stream, registry.version(conn, stream.name, arguments.version), columns, key, engine()
-        )
-        conn.commit()
-        loop = learner.Learner(conn, stream, columns, live, lease, arguments.batch or learner.BATCH)
-        if arguments.until_caught_up:
-            while loop.step():
-                pass
-            loop.report()
-        else:
-            learner.run(loop, stop)
-    return 0
+    columns = registry.registered(conn, stream)
+    lease = leases.take(conn, stream.name, arguments.version, settings.lease)
+    version = registry.version(conn, stream.name, arguments.version)
+    live = open_version(conn, stream, version, columns, signing_key(settings), engine())
+    db.run(conn, "close_incidents", {"stream": stream.name, "role": version.version})
+    conn.commit()
+    loop = learner.Learner(conn, stream, columns, live, lease, arguments.batch or learner.BATCH)
+    if arguments.until_caught_up:
+        while loop.step():
+            pass
+        loop.report()
+    else:
+        learner.run(loop, stop)

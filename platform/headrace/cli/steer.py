@@ -1,4 +1,4 @@
-"""Commands that steer: quality, bootstrap, admit, compare, promote, rollback. Airflow's tasks call them too."""
+"""Commands that steer: quality, bootstrap, admit, compare, promote, rollback, rebuild. Airflow's tasks call them too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from psycopg2.extensions import connection as Connection
 
 from headrace.cli.common import platform, show_json, stream_of
-from headrace.errors import DefinitionError
+from headrace.errors import DefinitionError, InvariantError
 from headrace.settings import Settings, signing_key
 from headrace.store import db, registry
 
@@ -47,6 +47,10 @@ def add_commands(commands: Any) -> None:
     rollback.add_argument("--reason", required=True)
     rollback.add_argument("--by", default=getpass.getuser(), help="who decides")
     rollback.add_argument("--run-id", help="the Airflow run that asks")
+
+    rebuild = _command(commands, "rebuild", run_rebuild, "learn a version again from its base and compare every digest")
+    rebuild.add_argument("version")
+    rebuild.add_argument("--batch", type=int, default=100_000, metavar="N", help="entries read at a time")
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -173,3 +177,18 @@ def run_rollback(settings: Settings, arguments: argparse.Namespace) -> int:
         arguments,
         {"champion": champion, "former": former, "sentence": f"{champion} serves again, {former} learns on in shadow."},
     )
+
+
+def run_rebuild(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace rebuild`"""
+    from headrace.batch.rebuild import rebuild
+    from headrace.models.engine import engine
+
+    stream, key = stream_of(settings, arguments.stream), signing_key(settings)
+    with _steering(settings, "rebuild") as (_, conn):
+        columns = registry.registered(conn, stream)
+        done = rebuild(conn, stream, columns, arguments.version, engine(), key, batch=arguments.batch)
+    _show(arguments, {**asdict(done), "sentence": done.sentence})
+    if done.different:
+        raise InvariantError(f"{arguments.version} could not be rebuilt: {len(done.different)} epochs differ")
+    return 0

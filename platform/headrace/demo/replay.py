@@ -2,7 +2,8 @@
 
 `prepare` makes the tables, loads what happened before a day, and runs the statements that `headrace source-sql` prints,
 as a DBA would. `Replayer` then commits what happened next, one transaction per minute of 2013 that had departures or
-arrivals, at so many times real time. It knows nothing of the platform.
+arrivals, at so many times real time. Like any application it makes mistakes: now and then a flight is entered a second
+time with a distance of 0, which the contract refuses. It knows nothing of the platform.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from headrace.demo.flights import Flights
 
 _MINUTE = 60_000_000
+BROKEN_EVERY = 2_000  # live departures, of which one is entered a second time with a typing error
+_BROKEN_ID = 10_000_000  # added to the flight_id of the second entry
 _TABLES = (("departures", "scheduled_at"), ("arrivals", "landed_at"))
 
 
@@ -136,6 +139,15 @@ def _by_minute(flights: Flights, start: int) -> list[tuple[int, list[_Row], list
         times = table[time_column].cast("int64").to_numpy()
         first = int((times < start).sum())  # both tables are in order of time
         columns = [column.to_pylist() for column in table.slice(first).columns]
-        for at, row in zip(times[first:].tolist(), zip(*columns, strict=True), strict=True):
-            minutes.setdefault(at // _MINUTE * _MINUTE, ([], []))[place].append(row)
+        for number, (at, row) in enumerate(
+            zip(times[first:].tolist(), zip(*columns, strict=True), strict=True), start=1
+        ):
+            rows = minutes.setdefault(at // _MINUTE * _MINUTE, ([], []))[place]
+            rows.append(row)
+            if name == "departures" and number % BROKEN_EVERY == 0:
+                typo = dict(zip(table.column_names, row, strict=True)) | {
+                    "flight_id": row[0] + _BROKEN_ID,
+                    "distance": 0,
+                }
+                rows.append(tuple(typo.values()))
     return [(minute, *minutes[minute]) for minute in sorted(minutes)]

@@ -8,7 +8,6 @@ Postgres sends again whatever was not acknowledged, from the stored position on.
 from __future__ import annotations
 
 import logging
-import select
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -16,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from psycopg2.extensions import connection as Connection
-from psycopg2.extras import ReplicationCursor
 
 from headrace.definition.stream import Stream
 from headrace.errors import DecodeError, SlotError, SourceError
@@ -24,66 +22,16 @@ from headrace.events import LogColumn, micros, moment
 from headrace.flow.admit import Admission
 from headrace.flow.gate import Rows
 from headrace.flow.join import Join, new_join
-from headrace.flow.pgoutput import DELETE, INSERT, Changes, Messages, Session, parse
+from headrace.flow.pgoutput import DELETE, INSERT, Changes, Messages
 from headrace.store import db, log, source
+from headrace.store.changes import Reader
 from headrace.store.leases import Lease
 
 logger = logging.getLogger(__name__)
 
 CLOCK = "headrace.clock"  # prefix of logical messages that carry stream time, as ISO 8601 text
-_CHUNK_BYTES = 8 * 1024 * 1024
-_COMMIT = ord("C")
+_SEAM = "see docs/operations.md, 'A lost slot'"
 _NO_CLOCK = -(2**63)
-
-
-class Reader:
-    """Whole transactions from a replication cursor."""
-
-    def __init__(self, cursor: ReplicationCursor) -> None:
-        self._cursor = cursor
-        self._payloads: list[bytes] = []
-        self._whole = 0  # payloads up to the last Commit
-        self._session = Session()
-
-    def read(self, wait: float) -> Messages | None:
-        """What has come, up to the last Commit; None when nothing whole came within `wait` seconds."""
-        deadline = time.monotonic() + wait
-        size = 0
-        while size < _CHUNK_BYTES:
-            message = self._cursor.read_message()
-            if message is not None:
-                payload = message.payload
-                self._payloads.append(payload)
-                size += len(payload)
-                if payload[0] == _COMMIT:
-                    self._whole = len(self._payloads)
-                continue
-            if self._whole:
-                break
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._cursor], [], [], left)[0]:
-                return None
-        if not self._whole:
-            return None
-        taken, self._payloads, self._whole = self._payloads[: self._whole], self._payloads[self._whole :], 0
-        offsets = np.zeros(len(taken) + 1, dtype=np.int64)
-        np.cumsum([len(p) for p in taken], out=offsets[1:])
-        messages = parse(b"".join(taken), offsets, self._session)
-        self._session = messages.session
-        return messages
-
-    @property
-    def idle_at(self) -> str:
-        """How far the source's WAL is known to hold nothing but what `read` gave; 0/0 inside a transaction."""
-        return "0/0" if self._payloads else source.lsn_text(self._cursor.wal_end)
-
-    def acknowledge(self, lsn: str) -> None:
-        """Tell the source that everything up to a position is durable here.
-
-        One byte less is confirmed: once all that was read is confirmed, psycopg2 confirms what keepalives name by itself,
-        and the slot would get ahead of the stored position. Streaming starts at the stored position, so nothing comes twice.
-        """
-        self._cursor.send_feedback(flush_lsn=source.lsn_number(lsn) - 1, force=True)  # type: ignore[no-untyped-call]
 
 
 def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages) -> Admission:
@@ -188,6 +136,8 @@ def run(
         with source.replication(dsn) as cursor:
             _check_system(source.system(cursor), at)
             source.start(cursor, at.slot, stream.publication, at.lsn)
+            db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
+            conn.commit()
             logger.info(
                 "streaming %s from %s: seq %d, %d events wait for their label",
                 stream.name,
@@ -245,15 +195,16 @@ def _check_slot(watch: Connection, at: log.Position) -> None:
     if row is None:
         raise SlotError(
             f"slot {at.slot!r} is gone at the source, but the log stands at {at.lsn}: changes since then cannot be read; "
-            "`headrace resync` rebuilds the seam"
+            f"{_SEAM}"
         )
     _, _, confirmed, status, _, _, _ = row
     if status == "lost":
-        raise SlotError(f"slot {at.slot!r} was invalidated: its WAL is gone; `headrace resync` rebuilds the seam")
+        raise SlotError(f"slot {at.slot!r} was invalidated: its WAL is gone; {_SEAM}")
     if confirmed is not None and source.lsn_number(confirmed) > source.lsn_number(at.lsn):
         raise SlotError(
             f"platform_behind: slot {at.slot!r} confirmed {confirmed}, the log stands at {at.lsn}: was the platform restored "
-            "from a backup? Postgres would skip what lies between; `headrace resync` rebuilds the seam"
+            "from a backup? Postgres would skip what lies between; "
+            f"{_SEAM}"
         )
 
 
@@ -261,7 +212,8 @@ def _check_system(system: source.System, at: log.Position) -> None:
     if (system.identifier, system.timeline) != (at.system_identifier, at.timeline):
         raise SlotError(
             f"the source is cluster {system.identifier}, timeline {system.timeline}; the log was filled from cluster "
-            f"{at.system_identifier}, timeline {at.timeline}: correct the connection, or `headrace resync` after a failover"
+            f"{at.system_identifier}, timeline {at.timeline}: correct the connection, or after a failover "
+            f"{_SEAM}"
         )
 
 

@@ -154,13 +154,13 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
     conn.commit()
     logger.info("%s learns from seq %d on", learner.live.version.version, learner.live.progressive.seq + 1)
     while not stop():
+        conn.notifies.clear()  # before the look at the log: what is notified during it must wake us again
         worked = learner.step()
         if time.monotonic() - reported > _REPORT_SECONDS:
             reported = time.monotonic()
             if learner.report() in ("retired", "rejected"):
                 logger.info("%s was retired: it learns no more", learner.live.version.version)
                 return
-        if not worked:
-            conn.notifies.clear()
+        if not worked and not conn.notifies:
             select.select([conn], [], [], _REPORT_SECONDS)
             conn.poll()

@@ -21,6 +21,9 @@ from headrace.store import db, registry
 
 logger = logging.getLogger(__name__)
 
+#: What models need to be the same to the bit in every process: string hashes, and no parallel reductions.
+PINNED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY = 60.0  # seconds of life after which a process counts as well again
 
@@ -128,8 +131,6 @@ def environment(settings: Settings, dsn: str) -> dict[str, str]:
         "HEADRACE_DSN": dsn,
         "HEADRACE_HOME": str(settings.home),
         "HEADRACE_STREAMS": str(settings.streams),
-        "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
+        **PINNED,
     }

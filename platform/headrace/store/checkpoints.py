@@ -78,15 +78,15 @@ def _comparable(arrays: Arrays) -> Arrays:
     return {name: array for name, array in arrays.items() if "pickle" not in name}
 
 
-def last(conn: Connection, stream: str, version: str) -> Checkpoint | None:
-    """A version's newest checkpoint.
+def last(conn: Connection, stream: str, version: str, *, until: int | None = None) -> Checkpoint | None:
+    """A version's newest checkpoint, or the newest one up to a seq.
 
     Raises
     ------
     SnapshotError
         When it is damaged, or an array of it is missing.
     """
-    row = db.row(conn, "last_checkpoint", {"stream": stream, "version": version})
+    row = db.row(conn, "last_checkpoint", {"stream": stream, "version": version, "until": until})
     if row is None:
         return None
     seq, epoch, digest, engine, refs, state, learned = row

@@ -401,6 +401,10 @@ def create_slot(dsn: str, cursor: ReplicationCursor, slot: str) -> tuple[str, st
             f"slot {slot!r} could not be created within {_SLOT_SECONDS:g} s, since older transactions are still open: "
             f"{'; '.join(names) or 'none by now'}; end them, or try again"
         ) from error
+    except psycopg2.Error as error:
+        raise SlotError(
+            f"slot {slot!r} could not be created: {' '.join(str(error).split())}; `headrace doctor` says what is missing"
+        ) from error
     return row[1], row[2]
 
 

@@ -71,7 +71,14 @@ def recipe_of(stream: Stream, version: Version) -> Recipe:
 
 
 def open_version(
-    conn: Connection, stream: Stream, version: Version, columns: Sequence[LogColumn], key: bytes, engine: Engine
+    conn: Connection,
+    stream: Stream,
+    version: Version,
+    columns: Sequence[LogColumn],
+    key: bytes,
+    engine: Engine,
+    *,
+    from_base: bool = False,
 ) -> Live:
     """Load a version at its newest checkpoint, or new at its first seq.
 
@@ -79,8 +86,11 @@ def open_version(
     ----------
     key
         Signs the states of river models.
+    from_base
+        Load it as it was before it learned its first entry.
     """
-    checkpoint = checkpoints.last(conn, stream.name, version.version)
+    until = version.first_seq - 1 if from_base else None
+    checkpoint = checkpoints.last(conn, stream.name, version.version, until=until)
     recipe = recipe_of(stream, version)
     artifact = None if checkpoint is None else checkpoint.arrays.get(ARTIFACT)
     live = assemble(stream, version, recipe, artifact, key, engine)
