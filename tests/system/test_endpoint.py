@@ -418,7 +418,9 @@ class Client(threading.Thread):
             while not self.done.is_set():
                 began = time.monotonic()
                 response = client.post(f"{self.url}/predict", json=order(1))
-                self.answers.append((response.status_code, response.json().get("version", ""), time.monotonic() - began))
+                self.answers.append(
+                    (response.status_code, response.json().get("version", ""), time.monotonic() - began)
+                )
 
 
 def test_swaps_champions_without_a_failed_request(shop: Shop) -> None:

@@ -47,10 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HeadraceError as error:
         print(f"headrace: {error}", file=sys.stderr)
         return error.exit_code
+    except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName) as error:
+        print(f"headrace: {_line(error)}: the database is not prepared; run `headrace migrate`", file=sys.stderr)
+        return 3
+    except psycopg2.errors.InsufficientPrivilege as error:
+        print(f"headrace: {_line(error)}; connect as the platform's owner, or grant its role", file=sys.stderr)
+        return 3
     except psycopg2.OperationalError as error:
-        print(f"headrace: the database connection failed: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"headrace: the database connection failed: {_line(error)}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe is gone
         return 0
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from headrace.airflow.stack import AirflowStack
+from headrace.airflow.stack import LOOPBACK, AirflowStack, claim_port
 from headrace.cli.common import DATABASE, stream_of, until_signalled
 from headrace.definition.stream import Stream
 from headrace.demo import flights, race
@@ -55,7 +55,9 @@ class _Demo:
     airflow: AirflowStack
     replayer: Replayer
     workers: ProcessTree
+    variables: Mapping[str, str]  # environment of the workers
     began: float
+    endpoint: str = ""
     steps: list[str] = field(default_factory=list)
     ready: float | None = None
     promoted: float | None = None
@@ -153,7 +155,7 @@ def _start(
     stack.callback(workers.stop)
     replayer = Replayer(server.dsn(STREAM), data, LIVE_FROM, arguments.speed)
     stack.callback(replayer.stop)
-    demo = _Demo(settings, stream, arguments.speed, console, server, airflow, replayer, workers, began)
+    demo = _Demo(settings, stream, arguments.speed, console, server, airflow, replayer, workers, variables, began)
     demo.say("Postgres runs; starting Airflow beside it")
     threading.Thread(target=demo.steer, args=(lambda: replayer.stopped,), name="airflow", daemon=True).start()
     departed, landed = prepare(server.dsn(STREAM), stream, data, LIVE_FROM)
@@ -206,6 +208,7 @@ def _follow(demo: _Demo, stop: Callable[[], bool], *, until_promotion: bool) -> 
                     f"{demo.speed:,.0f} times as fast"
                 )
                 started = True
+                _serve(demo)
             if now is not None and conn is not None and demo.promoted is None:
                 scheduled = [p for p in db.rows(conn, "race_promotions", {"stream": STREAM}) if p[3] == "scheduled"]
                 if scheduled:
@@ -221,6 +224,19 @@ def _follow(demo: _Demo, stop: Callable[[], bool], *, until_promotion: bool) -> 
             if demo.replayer.done and until_promotion and _idle(now):
                 return
             time.sleep(0.5)
+
+
+def _serve(demo: _Demo) -> None:
+    """The endpoint that answers with the champion."""
+    port = claim_port(None)
+    demo.endpoint = f"http://{LOOPBACK}:{port}"
+    demo.workers.spawn(
+        "serve",
+        command("serve", STREAM, "--port", str(port)),
+        env=demo.variables,
+        log=demo.settings.home / "logs" / "serve.log",
+        cwd=Path.cwd(),
+    )
 
 
 def _idle(now: race.Race | None) -> bool:
@@ -259,6 +275,8 @@ def _elsewhere(demo: _Demo) -> list[str]:
     lines = demo.steps[-4:]
     if demo.ready is not None:
         lines = [*lines, f"Airflow: {demo.airflow.url}   user {demo.airflow.user}   password {demo.airflow.password}"]
+    if demo.endpoint:
+        lines = [*lines, f"endpoint: {demo.endpoint}   POST /predict, GET /health"]
     return [*lines, "SQL: headrace psql    state: headrace status    Ctrl-C stops everything"]
 
 

@@ -103,8 +103,8 @@ def refresh_views(connection: Connection) -> int:
 def render_view(template: str, streams: list[str]) -> str:
     """A view's SQL: the part after `-- each stream`, up to its semicolon, repeated for every stream.
 
-    >>> render_view("SELECT 1 -- each stream\\nUNION SELECT {stream} FROM {schema}.t; rest", ["ads"])
-    "SELECT 1 UNION SELECT 'ads' FROM \\"ads\\".t; rest"
+    >>> print(render_view("SELECT 1 -- each stream\\nUNION SELECT {stream} FROM {schema}.t; rest", ["ads"]))
+    SELECT 1 UNION SELECT 'ads' FROM "ads".t; rest
     """
     head, marker, rest = template.partition(_EACH)
     if not marker:
