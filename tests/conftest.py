@@ -223,11 +223,15 @@ class Registered:
         """Run the intake until it has all that is committed at the source by now."""
         beat = "SELECT pg_logical_emit_message(true, 'headrace.test', '')::text"
         target = source.lsn_number(origin.execute(beat)[0][0])
+        self.follow_until(origin, lambda lsn: source.lsn_number(lsn) > target)
+
+    def follow_until(self, origin: SmallSource, enough: Callable[[str], bool]) -> None:
+        """Run the intake until its stored position is enough."""
         with self._as_intake() as (conn, lease), closing(db.connect(self.dsn, autocommit=True)) as watch:
 
             def arrived() -> bool:
                 at = log.position(watch, self.stream.name)
-                return at is not None and source.lsn_number(at.lsn) > target
+                return at is not None and enough(at.lsn)
 
             intake.run(conn, origin.dsn, self.stream, self.columns, lease, arrived)
 

@@ -15,10 +15,6 @@ SELECT holder, backend_pid, renewed_at FROM headrace.leases WHERE stream = %(str
 UPDATE headrace.leases SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + %(lease)s
 WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s RETURNING token;
 
--- give_lease: give the role back
-UPDATE headrace.leases SET expires_at = clock_timestamp()
-WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
-
 -- report_progress: what a worker is doing, for people
 INSERT INTO headrace.worker_progress AS w (stream, role, phase, done, goal, per_second, message, received_through, reported_at)
 VALUES (%(stream)s, %(role)s, %(phase)s, %(done)s, %(goal)s, %(per_second)s, %(message)s, %(received_through)s, clock_timestamp())

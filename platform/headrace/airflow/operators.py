@@ -155,8 +155,6 @@ class Compare(HeadraceCommand):
         if not any(status in ("shadow", "probation") for _, status, _ in versions(self.stream)):
             raise AirflowSkipException(f"the stream {self.stream} has no challengers yet")
         result = super().execute(context)
-        for verdict in result["verdicts"]:
-            self.log.info("%(challenger)s: %(verdict)s. %(reason)s", verdict)
         if result["promoted"]:
             return result
         for key, value in {"return_value": result, **result}.items():

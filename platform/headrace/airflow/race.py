@@ -205,7 +205,7 @@ def chart(rows: Sequence[tuple[Any, ...]], colours: Mapping[str, int]) -> Chart 
 def age(then: datetime | None, now: datetime) -> str:
     """How long ago, in the largest unit that fits.
 
-    >>> from datetime import UTC
+    >>> from datetime import UTC, timedelta
     >>> now = datetime(2026, 1, 2, tzinfo=UTC)
     >>> [age(now - timedelta(seconds=s), now) for s in (0.4, 42, 600, 7300, 200_000)]
     ['just now', '42 s ago', '10 min ago', '2 h ago', '2 days ago']
