@@ -135,6 +135,12 @@ def server() -> Iterator[EmbeddedPostgres]:
     with tempfile.TemporaryDirectory(prefix="headrace-tests-", dir="/tmp") as home:
         Path(home).chmod(0o755)  # for root's sake: its server runs as another user
         with EmbeddedPostgres(Path(home)) as running:
+            with closing(psycopg2.connect(running.dsn("postgres"))) as conn:
+                conn.autocommit = True
+                with conn.cursor() as cursor:  # nothing here survives the machine, and a hundred databases are made
+                    for setting in ("fsync = off", "full_page_writes = off"):
+                        cursor.execute(f"ALTER SYSTEM SET {setting}")
+                    cursor.execute("SELECT pg_reload_conf()")
             yield running
 
 

@@ -107,7 +107,9 @@ COPY (
 -- read_segments: the segments that a range of seq touches
 COPY (
     SELECT seq_first, watermark, received_at FROM {schema}.segments
-    WHERE seq_last > {after} AND seq_first <= {upto} ORDER BY seq_first
+    WHERE seq_first >= coalesce((SELECT max(s.seq_first) FROM {schema}.segments AS s WHERE s.seq_first <= {after} + 1), 0)
+        AND seq_first <= {upto}
+    ORDER BY seq_first
 ) TO STDOUT (FORMAT binary);
 
 -- read_epochs: the epochs that end within a range of seq

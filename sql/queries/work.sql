@@ -54,10 +54,17 @@ DELETE FROM headrace.checkpoints AS c WHERE stream = %(stream)s AND version = %(
     AND seq > (SELECT min(seq) FROM headrace.checkpoints WHERE stream = %(stream)s AND version = %(version)s);
 
 -- add_artifact: a large array, once
-INSERT INTO headrace.artifacts (sha256, content) VALUES (%(sha256)s, %(content)s) ON CONFLICT (sha256) DO NOTHING;
+INSERT INTO headrace.artifacts (stream, version, sha256, content) VALUES (%(stream)s, %(version)s, %(sha256)s, %(content)s)
+ON CONFLICT (stream, version, sha256) DO NOTHING;
+
+-- thin_artifacts: let go of arrays that no checkpoint of the version refers to any more
+DELETE FROM headrace.artifacts AS a WHERE stream = %(stream)s AND version = %(version)s AND NOT EXISTS (
+    SELECT FROM headrace.checkpoints AS c, jsonb_each_text(c.arrays) AS r
+    WHERE c.stream = a.stream AND c.version = a.version AND r.value = a.sha256);
 
 -- artifacts: large arrays by their hash
-SELECT sha256, content FROM headrace.artifacts WHERE sha256 = ANY (%(sha256)s);
+SELECT sha256, content FROM headrace.artifacts
+WHERE stream = %(stream)s AND version = %(version)s AND sha256 = ANY (%(sha256)s);
 
 -- add_epoch_metrics: what a version did in an epoch
 INSERT INTO headrace.epoch_metrics (stream, version, epoch, seq_first, seq_last, labels, positives, loss_sum, loss_sq_sum, brier_sum,

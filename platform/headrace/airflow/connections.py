@@ -54,7 +54,8 @@ def libpq(connection: Connection) -> str:
             make_dsn(**{name: str(value)})
         except psycopg2.ProgrammingError as error:
             raise SettingsError(
-                f"the Airflow connection {connection.conn_id!r} has the extra {name!r}, expected a parameter of libpq such as sslmode"
+                f"the Airflow connection {connection.conn_id!r} has the extra {name!r}, expected one of libpq's parameters, "
+                "such as sslmode; correct or remove it"
             ) from error
         known[name] = str(value)
     return str(make_dsn(**known))

@@ -88,6 +88,11 @@ def _check(stream: Stream) -> HeadraceCommand:
     )
 
 
+def _result(task: Any, key: str) -> Any:
+    """One key of what a task will have returned; of a mapped task, that key of each."""
+    return task.output[key]
+
+
 def _quality(stream: Stream) -> DAG:
     with _dag(
         stream,
@@ -123,14 +128,14 @@ def _bootstrap(stream: Stream) -> DAG:
         checked = _check(stream)
 
         @task(doc_md=docs.TASK_RECIPES)
-        def recipes(params: dict[str, Any]) -> list[list[str]]:
+        def recipes(params: Any = None) -> list[list[str]]:
             return [["--recipe", name] for name in params["recipes"]]
 
         chosen = recipes()
         candidates = HeadraceCommand.partial(
             task_id="candidates",
             doc_md=docs.TASK_CANDIDATES,
-            words=["bootstrap", stream.name, "--seq-last", checked.output["seq_last"], RUN_ID],
+            words=["bootstrap", stream.name, "--seq-last", _result(checked, "seq_last"), RUN_ID],
             conn_id=stream.source.conn_id,
             map_index_template="{{ task.more[-1] }}",
             # One training takes every core it is given: side by side they are no faster, and need twice the memory.
@@ -140,7 +145,7 @@ def _bootstrap(stream: Stream) -> DAG:
         admit = HeadraceCommand(
             task_id="admit",
             doc_md=docs.TASK_ADMIT,
-            words=["admit", stream.name, candidates.output["version"]],
+            words=["admit", stream.name, _result(candidates, "version")],
             must="admitted",
             execution_timeout=timedelta(minutes=10),
         )
@@ -148,7 +153,7 @@ def _bootstrap(stream: Stream) -> DAG:
             task_id="catch_up",
             doc_md=docs.TASK_CATCH_UP,
             stream=stream.name,
-            versions=admit.output["admitted"],
+            versions=_result(admit, "admitted"),
             execution_timeout=timedelta(hours=12),
         )
 
@@ -195,7 +200,7 @@ def _compare(stream: Stream) -> DAG:
             print(f"{version} serves from now on")
             return version
 
-        promoted(compare.output["promoted"])  # type: ignore[arg-type]
+        promoted(_result(compare, "promoted"))
     return dag
 
 

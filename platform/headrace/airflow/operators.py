@@ -159,7 +159,7 @@ class Compare(HeadraceCommand):
             return result
         for key, value in {"return_value": result, **result}.items():
             context["ti"].xcom_push(key=key, value=value)
-        raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids))
+        raise DownstreamTasksSkipped(tasks=sorted(self.downstream_task_ids))  # type: ignore[no-untyped-call]
 
 
 class WaitUntilCaughtUp(BaseOperator):

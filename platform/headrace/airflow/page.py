@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headrace.airflow.race import Race
 
 REFRESH_SECONDS = 3
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'self'"
 authenticated = requires_authenticated()
 
 
@@ -49,7 +50,7 @@ def show() -> HTMLResponse:
             f"the platform's database failed: {said}; has `headrace migrate` brought it to this release?",
         )
     nonce = secrets.token_urlsafe(12)
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self'; frame-ancestors 'self'"
+    policy = f"{POLICY}; script-src 'nonce-{nonce}'"
     return HTMLResponse(
         render(found, problem, nonce),
         status_code=200 if problem is None else 503,

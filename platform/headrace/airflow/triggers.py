@@ -70,7 +70,7 @@ class CaughtUpTrigger(BaseTrigger):
     """
 
     def __init__(self, *, stream: str, versions: Sequence[str], patience: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stream = stream
         self.versions = list(versions)
         self.patience = patience
@@ -87,7 +87,7 @@ class CaughtUpTrigger(BaseTrigger):
         try:
             dsn = await connections.async_platform_dsn()
         except HeadraceError as error:
-            yield TriggerEvent({"caught_up": False, "sentence": str(error)})
+            yield _event(False, str(error))
             return
         last: object = None
         moved, told = time.monotonic(), 0.0
@@ -98,7 +98,7 @@ class CaughtUpTrigger(BaseTrigger):
             except ServerError as error:
                 seen, problem, state = [], str(error), str(error)
             if problem is None and (event := verdict(seen)) is not None:
-                yield TriggerEvent(event)
+                yield _event(*event)
                 return
             now = time.monotonic()
             progress = [(one.status, one.done) for one in seen]
@@ -109,7 +109,7 @@ class CaughtUpTrigger(BaseTrigger):
                     f"no progress for {self.patience / 60:.0f} minutes: {state}; does `headrace up` run, and what do the logs "
                     "of the learners say?"
                 )
-                yield TriggerEvent({"caught_up": False, "sentence": sentence})
+                yield _event(False, sentence)
                 return
             if now - told > TELL or told == 0:
                 self.log.info("%s", state)
@@ -117,22 +117,26 @@ class CaughtUpTrigger(BaseTrigger):
             await asyncio.sleep(POLL)
 
 
-def verdict(seen: Sequence[Seen]) -> dict[str, Any] | None:
-    """What the trigger's event says, or None while there is something to wait for.
+def _event(caught_up: bool, sentence: str) -> TriggerEvent:
+    return TriggerEvent({"caught_up": caught_up, "sentence": sentence})  # type: ignore[no-untyped-call]
+
+
+def verdict(seen: Sequence[Seen]) -> tuple[bool, str] | None:
+    """Whether all have caught up, with a sentence, or None while there is something to wait for.
 
     >>> verdict([Seen("ads-2", "shadow", 9, 9, 0.0), Seen("ads-3", "catching_up", 5, 9, 0.0)])
     >>> verdict([Seen("ads-2", "shadow", 9, 9, 0.0), Seen("ads-3", "retired", 5, 9, 0.0)])
-    {'caught_up': False, 'sentence': 'ads-3 was retired while it caught up'}
+    (False, 'ads-3 was retired while it caught up')
     >>> verdict([Seen("ads-2", "shadow", 9, 9, 0.0)])
-    {'caught_up': True, 'sentence': 'ads-2 has caught up'}
+    (True, 'ads-2 has caught up')
     """
     for one in seen:
         if one.status in _GONE:
-            return {"caught_up": False, "sentence": f"{one.version} was {one.status} while it caught up"}
+            return False, f"{one.version} was {one.status} while it caught up"
         if one.status == "unknown":
-            return {"caught_up": False, "sentence": f"there is no version {one.version}: was it deleted?"}
+            return False, f"there is no version {one.version}: was it deleted?"
     if all(one.status in _CAUGHT_UP for one in seen):
-        return {"caught_up": True, "sentence": " · ".join(one.sentence() for one in seen)}
+        return True, " · ".join(one.sentence() for one in seen)
     return None
 
 

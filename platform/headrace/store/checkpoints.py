@@ -53,7 +53,8 @@ def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -
         content = dump({"array": array}, {})
         refs[name] = hashlib.sha256(content).hexdigest()
         written += len(content)
-        db.run(conn, "add_artifact", {"sha256": refs[name], "content": Binary(content)})
+        row = {"stream": stream, "version": version, "sha256": refs[name], "content": Binary(content)}
+        db.run(conn, "add_artifact", row)
     state = dump(small, checkpoint.meta)
     params = {
         "stream": stream,
@@ -69,7 +70,8 @@ def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -
         "bytes": len(state) + written,
     }
     db.run(conn, "add_checkpoint", params)
-    db.run(conn, "thin_checkpoints", {"stream": stream, "version": version, "keep": _KEEP})
+    if db.run(conn, "thin_checkpoints", {"stream": stream, "version": version, "keep": _KEEP}):
+        db.run(conn, "thin_artifacts", {"stream": stream, "version": version})
     return len(state) + written
 
 
@@ -91,7 +93,9 @@ def last(conn: Connection, stream: str, version: str, *, until: int | None = Non
         return None
     seq, epoch, digest, engine, refs, state, learned = row
     arrays, meta = parse(bytes(state))
-    stored: dict[str, bytes] = dict(db.rows(conn, "artifacts", {"sha256": list(refs.values())})) if refs else {}
+    stored: dict[str, bytes] = dict(
+        db.rows(conn, "artifacts", {"stream": stream, "version": version, "sha256": list(refs.values())}) if refs else []
+    )
     for name, sha in refs.items():
         if sha not in stored:
             raise SnapshotError(

@@ -6,7 +6,7 @@ is acknowledged is always one that the platform has made durable.
 
 from __future__ import annotations
 
-import re
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -64,7 +64,7 @@ def needed_columns(stream: Stream) -> dict[str, tuple[str, ...]]:
 def identity_columns(conn: Connection, stream: Stream) -> dict[str, tuple[str, ...]]:
     """Columns of each table's replica identity: a publication that leaves one out makes the table's updates fail."""
     return {
-        table: tuple(name for (name,) in db.rows(conn, "source_identity_columns", {"table": table}))
+        table: tuple(name for (name,) in db.rows(conn, "source_identity_columns", {"table": _quoted(table)}))
         for table in needed_columns(stream)
     }
 
@@ -101,8 +101,8 @@ def statements(stream: Stream, role: str = "headrace", identity: Mapping[str, Se
 
 
 def _quoted(name: str) -> str:
-    parts = (p if re.fullmatch(r"[a-z_][a-z0-9_]*", p) else '"' + p.replace('"', '""') + '"' for p in name.split("."))
-    return ".".join(parts)
+    """An identifier, or a qualified one; always in quotes, since any word may be a keyword of the next release."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
 
 
 def log_columns(conn: Connection, stream: Stream) -> tuple[LogColumn, ...]:
@@ -124,7 +124,7 @@ def log_columns(conn: Connection, stream: Stream) -> tuple[LogColumn, ...]:
 
 def column_types(conn: Connection, table: str) -> dict[str, tuple[int, str]]:
     """Columns of a table with their types' oids and names; empty when there is no such table."""
-    return {name: (oid, text) for name, oid, text in db.rows(conn, "source_columns", {"table": table})}
+    return {name: (oid, text) for name, oid, text in db.rows(conn, "source_columns", {"table": _quoted(table)})}
 
 
 def _check_columns(conn: Connection, stream: Stream) -> Iterator[Finding]:
@@ -308,7 +308,7 @@ def _try_select(conn: Connection, stream: Stream) -> Iterator[Finding]:
 
 def _check_identity(conn: Connection, stream: Stream) -> Iterator[Finding]:
     for table in needed_columns(stream):
-        row = db.row(conn, "source_identity", {"table": table})
+        row = db.row(conn, "source_identity", {"table": _quoted(table)})
         identity, primary = row if row else ("n", False)
         named = identity in ("f", "i") or (identity == "d" and primary)
         found = {"n": "NOTHING", "d": "DEFAULT without a primary key"}.get(identity, identity)
@@ -337,7 +337,7 @@ def check_publication(conn: Connection, stream: Stream) -> Iterator[Finding]:
 def _try_slot(dsn: str) -> Finding:
     try:
         with replication(dsn) as cursor:
-            _create(cursor, "headrace_doctor_try", temporary=True)
+            _create(cursor, f"headrace_doctor_{os.getpid()}", temporary=True)  # goes with its connection
     except (SourceError, psycopg2.Error) as error:
         return Finding(
             False,

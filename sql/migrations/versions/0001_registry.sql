@@ -38,10 +38,13 @@ COMMENT ON TABLE headrace.streams IS 'One row per stream. Its row lock serialise
 COMMENT ON COLUMN headrace.streams.columns IS 'The log''s columns: [{name, source, type}], key and event_time first.';
 
 CREATE TABLE headrace.artifacts (
-    sha256 text PRIMARY KEY,
-    content bytea NOT NULL
+    stream text NOT NULL,
+    version text NOT NULL,
+    sha256 text NOT NULL,
+    content bytea NOT NULL,
+    PRIMARY KEY (stream, version, sha256)
 );
-COMMENT ON TABLE headrace.artifacts IS 'Large arrays of model states, by content: an array that did not change is stored once.';
+COMMENT ON TABLE headrace.artifacts IS 'Large arrays of a version''s states, by content: one that did not change is stored once; they go with their last checkpoint.';
 
 CREATE TABLE headrace.versions (
     stream text NOT NULL REFERENCES headrace.streams,
@@ -295,8 +298,8 @@ GRANT USAGE ON SCHEMA headrace TO headrace_intake, headrace_learner, headrace_st
 GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO headrace_intake, headrace_learner, headrace_steer, headrace_reader;
 GRANT INSERT, UPDATE ON headrace.leases, headrace.worker_progress, headrace.incidents TO headrace_intake, headrace_learner, headrace_steer;
 GRANT INSERT, UPDATE, DELETE ON headrace.intake_positions, headrace.accounting, headrace.epochs TO headrace_intake;
-GRANT INSERT, DELETE ON headrace.checkpoints TO headrace_learner, headrace_steer;
-GRANT INSERT ON headrace.artifacts, headrace.epoch_metrics, headrace.slice_metrics TO headrace_learner, headrace_steer;
+GRANT INSERT, DELETE ON headrace.checkpoints, headrace.artifacts TO headrace_learner, headrace_steer;
+GRANT INSERT ON headrace.epoch_metrics, headrace.slice_metrics TO headrace_learner, headrace_steer;
 GRANT UPDATE (status) ON headrace.versions TO headrace_learner;
 GRANT INSERT, UPDATE ON headrace.streams, headrace.versions, headrace.serving_history, headrace.comparisons, headrace.decisions,
     headrace.quality_results, headrace.training_curves TO headrace_steer;
