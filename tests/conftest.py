@@ -176,9 +176,27 @@ def database_of(dsn: str) -> str:
 
 
 @pytest.fixture
-def platform(fresh_database: Callable[..., str], migrated: str) -> str:
+def database(server: EmbeddedPostgres, fresh_database: Callable[..., str]) -> Iterator[Callable[..., str]]:
+    """As `fresh_database`, for the length of one test: two hundred databases would fill a gigabyte."""
+    made: list[str] = []
+
+    def make(label: str, template: str = "template1") -> str:
+        made.append(fresh_database(label, template))
+        return made[-1]
+
+    yield make
+    with closing(psycopg2.connect(server.dsn("postgres"))) as conn:
+        conn.autocommit = True
+        with conn.cursor() as cursor:
+            free_slots(cursor)
+            for dsn in made:
+                cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database_of(dsn))))
+
+
+@pytest.fixture
+def platform(database: Callable[..., str], migrated: str) -> str:
     """DSN of a new platform database."""
-    return fresh_database("platform", migrated)
+    return database("platform", migrated)
 
 
 @pytest.fixture(scope="session")
@@ -196,9 +214,9 @@ def small(definitions: Path) -> Stream:
 
 
 @pytest.fixture
-def origin(fresh_database: Callable[..., str], small: Stream) -> SmallSource:
-    """An empty source database of the small stream; its slot is dropped afterwards."""
-    dsn = fresh_database("source")
+def origin(database: Callable[..., str], small: Stream) -> SmallSource:
+    """An empty source database of the small stream."""
+    dsn = database("source")
     made = SmallSource(dsn, small)
     made.execute(TABLES)
     made.execute(source.statements(small, role="postgres"))
@@ -218,7 +236,6 @@ class Registered:
         with closing(db.connect(self.dsn)) as conn, conn, conn.cursor() as cursor:
             cursor.execute(statement, values or None)
             return cursor.fetchall() if cursor.description else []
-
 
     def import_history(self, origin: SmallSource) -> Imported:
         """Import what the source holds, as `headrace intake` does."""
@@ -275,27 +292,16 @@ def registered(platform: str, origin: SmallSource, small: Stream) -> Registered:
     return Registered(platform, small, columns)
 
 
-@pytest.fixture(autouse=True)
-def _free_slots(request: pytest.FixtureRequest) -> Iterator[None]:
+def free_slots(cursor: Any) -> None:
     """Slots belong to the whole server: none outlives its test."""
-    yield
-    if "server" not in request.fixturenames:
-        return
-    server: EmbeddedPostgres = request.getfixturevalue("server")
-    with closing(psycopg2.connect(server.dsn("postgres"))) as conn:
-        conn.autocommit = True
-        with conn.cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
-            cursor.execute("SELECT slot_name FROM pg_replication_slots WHERE NOT temporary")
-            for (slot,) in cursor.fetchall():
-                _drop(cursor, slot)
-
-
-def _drop(cursor: Any, slot: str) -> None:
-    for _ in range(100):
-        try:
-            cursor.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
-            return
-        except psycopg2.errors.ObjectInUse:
-            cursor.execute("SELECT pg_sleep(0.05)")
-    raise AssertionError(f"slot {slot} is still in use")
+    cursor.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
+    cursor.execute("SELECT slot_name FROM pg_replication_slots WHERE NOT temporary")
+    for (slot,) in cursor.fetchall():
+        for _ in range(100):
+            try:
+                cursor.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
+                break
+            except psycopg2.errors.ObjectInUse:
+                cursor.execute("SELECT pg_sleep(0.05)")
+        else:
+            raise AssertionError(f"slot {slot} is still in use")

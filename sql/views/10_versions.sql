@@ -1,5 +1,5 @@
 CREATE OR REPLACE VIEW metrics.versions AS
-SELECT v.stream, v.version, v.recipe, v.status, v.first_seq, v.evidence_seq, v.heldout ->> 'log_loss' AS heldout_log_loss,
+SELECT v.stream, v.version, v.recipe, v.status, v.first_seq, v.evidence_seq, (v.heldout ->> 'log_loss')::double precision AS heldout_log_loss,
     v.code_sha, v.engine ->> 'id' AS engine, v.definition_hash, v.rebuildable, v.dag_run_id, v.created_at
 FROM headrace.versions AS v;
 COMMENT ON VIEW metrics.versions IS 'Every version ever registered: what it is made of and whether it can be rebuilt from the retained log.';

@@ -16,11 +16,14 @@ WITH running AS (
     SELECT stream, version, sum(labels) AS labels, sum(loss_sum) / nullif(sum(labels), 0) AS log_loss
     FROM headrace.epoch_metrics GROUP BY stream, version
 )
-SELECT v.stream, v.version, v.recipe, v.status, s.labels, s.loss_sum / nullif(s.labels, 0) AS log_loss,
-    s.loss_sum / nullif(-(s.positives * ln(nullif(s.positives, 0)::double precision / s.labels)
-        + (s.labels - s.positives) * ln(nullif(s.labels - s.positives, 0)::double precision / s.labels)), 0) AS normalised_entropy,
-    s.brier_sum / nullif(s.labels, 0) AS brier, s.p_sum / nullif(s.positives, 0) AS calibration, s.since,
-    own.labels AS own_labels, own.log_loss AS own_log_loss
+SELECT v.stream, v.version, v.recipe, v.status, s.labels,
+    round((s.loss_sum / nullif(s.labels, 0))::numeric, 6)::double precision AS log_loss,
+    round((s.loss_sum / nullif(-(s.positives * ln(nullif(s.positives, 0)::double precision / s.labels)
+        + (s.labels - s.positives) * ln(nullif(s.labels - s.positives, 0)::double precision / s.labels)), 0))::numeric, 6)::double precision
+        AS normalised_entropy,
+    round((s.brier_sum / nullif(s.labels, 0))::numeric, 6)::double precision AS brier,
+    round((s.p_sum / nullif(s.positives, 0))::numeric, 4)::double precision AS calibration,
+    s.since, own.labels AS own_labels, round(own.log_loss::numeric, 6)::double precision AS own_log_loss
 FROM headrace.versions AS v
 LEFT JOIN sums AS s USING (stream, version)
 LEFT JOIN own USING (stream, version)

@@ -22,17 +22,32 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (lambda s: replace(s, name="metrics"), "name: found 'metrics'"),
     (lambda s: replace(s, name="pg_stream"), "name: found 'pg_stream'"),
     (lambda s: replace(s, name="s" * 42), "at most 41 of them"),
-    (lambda s: replace(s, source=replace(s.source, table="visits")), "source.table: found 'visits', expected schema.table"),
-    (lambda s: replace(s, label=replace(s.label, table="public.")), "label.table: found 'public.', expected schema.table"),
+    (
+        lambda s: replace(s, source=replace(s.source, table="visits")),
+        "source.table: found 'visits', expected schema.table",
+    ),
+    (
+        lambda s: replace(s, label=replace(s.label, table="public.")),
+        "label.table: found 'public.', expected schema.table",
+    ),
     (lambda s: replace(s, label=replace(s.label, table="public.visits")), "expected a table of its own for the labels"),
     (lambda s: replace(s, source=replace(s.source, key="")), "source.key: found nothing"),
     (lambda s: replace(s, source=replace(s.source, event_time="")), "source.event_time: found nothing"),
     (lambda s: replace(s, source=replace(s.source, conn_id="")), "source.conn_id: found nothing"),
     (lambda s: replace(s, features=[category("colour", "seq")]), "column 'seq': the log uses this name for its own"),
-    (lambda s: replace(s, label=replace(s.label, value="score > 15")), 'label.value: found \'score > 15\', expected an expression'),
-    (lambda s: replace(s, label=replace(s.label, value=col("score") > "x")), "expected a number beside >"),
-    (lambda s: replace(s, label=replace(s.label, window=timedelta(0))), "label.window: found 0:00:00, expected a positive time"),
-    (lambda s: replace(s, label=replace(s.label, if_missing="ignore")), "label.if_missing: found 'ignore', expected 'negative'"),
+    (
+        lambda s: replace(s, label=replace(s.label, value="score > 15")),  # type: ignore[arg-type]
+        "label.value: found 'score > 15', expected an expression",
+    ),
+    (lambda s: replace(s, label=replace(s.label, value=col("score") > "x")), "expected a number beside >"),  # type: ignore[operator]
+    (
+        lambda s: replace(s, label=replace(s.label, window=timedelta(0))),
+        "label.window: found 0:00:00, expected a positive time",
+    ),
+    (
+        lambda s: replace(s, label=replace(s.label, if_missing="ignore")),  # type: ignore[arg-type]
+        "label.if_missing: found 'ignore', expected 'negative'",
+    ),
     (lambda s: replace(s, label=replace(s.label, label_time="")), "label.label_time: found nothing"),
     (lambda s: replace(s, label=replace(s.label, key="")), "label.key: found nothing"),
     (lambda s: replace(s, features=[]), "features: found none, expected at least one"),
@@ -40,7 +55,10 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (lambda s: replace(s, features=[category()]), "features: category() names no column"),
     (lambda s: replace(s, features=[category("colour"), cross("colour")]), "needs at least two columns"),
     (lambda s: replace(s, features=[category("colour"), cross("colour", "x")]), "cross('x') needs category('x')"),
-    (lambda s: replace(s, features=[number("size"), target_mean("colour")]), "target_mean('colour') needs category('colour')"),
+    (
+        lambda s: replace(s, features=[number("size"), target_mean("colour")]),
+        "target_mean('colour') needs category('colour')",
+    ),
     (lambda s: replace(s, slices=["size"]), "slices: 'size' is not a declared category"),
     (lambda s: replace(s, contract=[expect.between("size", 2, 1)]), "has its minimum above its maximum"),
     (lambda s: replace(s, contract=[expect.label_rate(0.1, 1.2)]), "expected rates between 0 and 1"),
@@ -51,13 +69,28 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (lambda s: replace(s, contract=[expect.not_null()]), "contract: not_null() names no column"),
     (lambda s: replace(s, contract=[expect.not_null("size")] * 2), "not_null(size) is declared 2 times"),
     (lambda s: replace(s, challengers=[s.champion]), "recipes: 2 are named 'river'; give each a name of its own"),
-    (lambda s: replace(s, champion=recipes.lightgbm(name="trees")), "champion: 'trees' must be trained before it can serve"),
-    (lambda s: replace(s, features=[category("colour", "place"), number("size")]), "'slow' uses target means, but features declare no"),
-    (lambda s: replace(s, challengers=[recipes.gbdt_lr(depth=object())]), "'gbdt_lr' has a parameter that is not a JSON value"),
+    (
+        lambda s: replace(s, champion=recipes.lightgbm(name="trees")),
+        "champion: 'trees' must be trained before it can serve",
+    ),
+    (
+        lambda s: replace(s, features=[category("colour", "place"), number("size")]),
+        "'slow' uses target means, but features declare no",
+    ),
+    (
+        lambda s: replace(s, challengers=[recipes.gbdt_lr(depth=object())]),
+        "'gbdt_lr' has a parameter that is not a JSON value",
+    ),
     (lambda s: replace(s, policy=Policy(challenger_slots=1)), "policy.challenger_slots: found 1 for 3 challengers"),
     (lambda s: replace(s, policy=replace(s.policy, min_gain=2.0)), "policy.min_gain: found 2.0, expected a share"),
-    (lambda s: replace(s, policy=replace(s.policy, epoch_labels=1)), "policy.epoch_labels: found 1, expected at least 10"),
-    (lambda s: replace(s, policy=replace(s.policy, season=timedelta(0))), "policy.season: found 0:00:00, expected a positive time"),
+    (
+        lambda s: replace(s, policy=replace(s.policy, epoch_labels=1)),
+        "policy.epoch_labels: found 1, expected at least 10",
+    ),
+    (
+        lambda s: replace(s, policy=replace(s.policy, season=timedelta(0))),
+        "policy.season: found 0:00:00, expected a positive time",
+    ),
     (lambda s: replace(s, policy=replace(s.policy, compare_every=timedelta(-1))), "policy.compare_every: found -1 day"),
     (lambda s: replace(s, policy=replace(s.policy, epoch_time=timedelta(0))), "policy.epoch_time: found 0:00:00"),
 ]
@@ -120,11 +153,15 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, content: str) -> No
         ('contract=[', 'contract=["not null", '),
     ],
 )  # fmt: skip
-def test_a_value_of_a_wrong_type_is_a_mistake_not_a_crash(definitions: Path, tmp_path: Path, old: str, new: str) -> None:
+def test_a_value_of_a_wrong_type_is_a_mistake_not_a_crash(
+    definitions: Path, tmp_path: Path, old: str, new: str
+) -> None:
     text = (definitions / "small.py").read_text()
     assert old in text
     (tmp_path / "wrong.py").write_text(text.replace(old, new))
-    with pytest.raises(DefinitionError, match="wrong.py: the definition holds a value of a wrong type: .*mypy --strict wrong.py"):
+    with pytest.raises(
+        DefinitionError, match=r"wrong.py: the definition holds a value of a wrong type: .*mypy --strict wrong.py"
+    ):
         load_file(tmp_path / "wrong.py")
 
 
@@ -141,8 +178,12 @@ def test_a_folder_gives_its_streams_and_every_files_mistakes(definitions: Path, 
     with pytest.raises(DefinitionError) as caught:
         load_folder(tmp_path)
     message = str(caught.value)
-    assert all(said in message for said in ("the name 'small' is taken", "ZeroDivisionError", "label.window: found -1 day"))
-    with pytest.raises(DefinitionError, match="found no folder .*nowhere, expected stream definitions there; set HEADRACE_STREAMS"):
+    assert all(
+        said in message for said in ("the name 'small' is taken", "ZeroDivisionError", "label.window: found -1 day")
+    )
+    with pytest.raises(
+        DefinitionError, match=r"found no folder .*nowhere, expected stream definitions there; set HEADRACE_STREAMS"
+    ):
         load_folder(tmp_path / "nowhere")
 
 
@@ -151,7 +192,8 @@ def test_nothing_heavy_is_imported(definitions: Path) -> None:
     program = (
         "import sys\nfrom pathlib import Path\nfrom headrace.definition.load import load_folder\n"
         f"load_folder(Path({str(definitions)!r}))\n"
-        "heavy = {'airflow', 'great_expectations', 'lightgbm', 'numba', 'numpy', 'pandas', 'psycopg2', 'pyarrow', 'river', 'scipy',"
+        "heavy = {'airflow', 'great_expectations', 'lightgbm', 'numba', 'numpy', 'pandas', 'psycopg2', 'pyarrow', 'river',"
+        " 'scipy',"
         " 'sklearn', 'sqlalchemy'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -22,7 +22,17 @@ from headrace.flow.admit import Admission
 from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.gate import Gate, Rows, compile_expectation, event_gate, label_gate, label_values
 from headrace.flow.join import NO_TIME, Op
-from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, NEGATIVE_INFINITY, POSITIVE_INFINITY, TEXT, TIMESTAMPTZ, decode
+from headrace.flow.pgtypes import (
+    BOOL,
+    FLOAT8,
+    INT4,
+    INT8,
+    NEGATIVE_INFINITY,
+    POSITIVE_INFINITY,
+    TEXT,
+    TIMESTAMPTZ,
+    decode,
+)
 
 NOW = micros(datetime(2020, 5, 1, tzinfo=UTC))
 HOUR = 3_600_000_000
@@ -46,7 +56,9 @@ floats = st.one_of(
     st.none(), st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 0.0, 10.0, 20.0, 5e-324]), st.floats(-100, 100)
 )
 ints = st.one_of(st.none(), st.sampled_from([0, 10, 20, -(2**63), 2**63 - 1]), st.integers(-30, 30))
-texts = st.one_of(st.none(), st.sampled_from(["", "AA", "B6", "aa", "A", "naïve ☂", "x" * 300, "AA\n"]), st.text("AB6", max_size=4))
+texts = st.one_of(
+    st.none(), st.sampled_from(["", "AA", "B6", "aa", "A", "naïve ☂", "x" * 300, "AA\n"]), st.text("AB6", max_size=4)
+)
 
 
 def keeps(kind: str, value: Any, params: Mapping[str, Any], other: Any = None) -> bool:
@@ -125,7 +137,9 @@ cases = st.one_of(
 def test_the_compiled_gate_agrees_with_a_plain_one(case: tuple[Expectation, int, list[tuple[Any, Any]]]) -> None:
     expectation, oid, pairs = case
     n = len(pairs)
-    rows = rows_of({"v": (oid, [v for v, _ in pairs]), "w": (oid, [w for _, w in pairs]), "t": (TIMESTAMPTZ, [NOW] * n)})
+    rows = rows_of(
+        {"v": (oid, [v for v, _ in pairs]), "w": (oid, [w for _, w in pairs]), "t": (TIMESTAMPTZ, [NOW] * n)}
+    )
     verdict = Gate(compile_expectation(expectation), "t", 0).check(rows, np.full(n, NOW))
     expected = [0 if not keeps(expectation.kind, v, expectation.params, w) else -1 for v, w in pairs]
     assert verdict.tolist() == expected

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import astuple, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,14 @@ class Log:
         clock = {seq: w for a, b, _, w in joined.segments for seq in range(a, b + 1)}
         for seq, row in zip(joined.event_seq, joined.event_row, strict=True):
             self.events.append((seq, chunk.key[row - first_row], clock[seq]))
-        columns = (joined.label_seq, joined.label_event, joined.label_kind, joined.y, joined.y_before, joined.label_time)
+        columns = (
+            joined.label_seq,
+            joined.label_event,
+            joined.label_kind,
+            joined.y,
+            joined.y_before,
+            joined.label_time,
+        )
         self.labels += zip(*columns, strict=True)
         self.epochs += joined.epochs
         self.duplicates += [(row, commit + first_commit) for row, commit in joined.duplicates]
@@ -128,7 +136,7 @@ def run(commits: Sequence[Commit], cuts: Sequence[tuple[int, bool]] = (), **opti
     restarts = dict(cuts)
     bounds = [0, *sorted(set(restarts)), len(commits)]
     row = 0
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         if restarts.get(start):
             log.restart()
         log.add(commits[start:end], row, start)
@@ -144,7 +152,9 @@ changes = st.one_of(
     st.builds(Change, st.just(Op.UNLABEL), keys, st.one_of(st.just(NO_TIME), times)),
 )
 commits_of = st.lists(
-    st.builds(Commit, st.lists(changes, max_size=5).map(tuple), st.one_of(st.just(NO_CLOCK), times)), min_size=1, max_size=25
+    st.builds(Commit, st.lists(changes, max_size=5).map(tuple), st.one_of(st.just(NO_CLOCK), times)),
+    min_size=1,
+    max_size=25,
 )
 
 
@@ -157,7 +167,9 @@ def cut_histories(draw: st.DrawFn) -> tuple[list[Commit], list[tuple[int, bool]]
 
 @settings(max_examples=200, deadline=None)
 @given(cut_histories(), st.booleans())
-def test_chunks_and_restarts_change_nothing(history: tuple[list[Commit], list[tuple[int, bool]]], negative: bool) -> None:
+def test_chunks_and_restarts_change_nothing(
+    history: tuple[list[Commit], list[tuple[int, bool]]], negative: bool
+) -> None:
     commits, cuts = history
     whole = run(commits, negative=negative)
     assert run(commits, cuts, negative=negative).content() == whole.content()
@@ -202,7 +214,9 @@ def test_time_outs_come_exactly_when_due(commits: list[Commit], negative: bool) 
     for commit in commits:
         clock = max([clock, commit.clock, *(c.time for c in commit.changes)])
         reached.append(clock)
-    closing = {of: (seq, LabelKind(kind), y, time) for seq, of, kind, y, _, time in log.labels if kind != LabelKind.CORRECTION}
+    closing = {
+        of: (seq, LabelKind(kind), y, time) for seq, of, kind, y, _, time in log.labels if kind != LabelKind.CORRECTION
+    }
     for seq, _, entered in log.events:
         deadline = entered + WINDOW
         due = next((c for c in range(commit_of[seq], len(commits)) if reached[c] >= deadline), None)
@@ -232,7 +246,8 @@ def test_epochs_end_with_enough_labels_or_enough_time(
     log = run(commits, negative=negative, epoch_labels=epoch_labels, epoch_time=epoch_time)
     clock = {seq: w for first, last, _, w in log.segments for seq in range(first, last + 1)}
     counted = [seq for seq, _, kind, y, *_ in log.labels if kind != LabelKind.CORRECTION and not math.isnan(y)]
-    first, epochs, labels = 1, [], 0
+    epochs: list[EpochRange] = []
+    first, labels = 1, 0
     for seq in counted:  # a second, plainer account of the rule
         labels += 1
         if labels == epoch_labels or clock[seq] - clock[first] >= epoch_time:

@@ -79,7 +79,9 @@ class Log:
 
     def flipped(self, first: int) -> Log:
         """The same log with every value from a label's seq on turned round."""
-        y, before = (np.where(self.labels["seq"] >= first, 1.0 - self.labels[n], self.labels[n]) for n in ("y", "before"))
+        y, before = (
+            np.where(self.labels["seq"] >= first, 1.0 - self.labels[n], self.labels[n]) for n in ("y", "before")
+        )
         return replace(self, labels={**self.labels, "y": y, "before": before})
 
 
@@ -175,7 +177,9 @@ def make(small: Stream, recipe: Recipe, artifacts: Mapping[bool, bytes]) -> Any:
     """Make a new version of the recipe."""
 
     def fresh(first_seq: int = 1) -> Progressive:
-        version = Version("small-1", 1, recipe.name, {}, first_seq, 1, "shadow", "test", "", None, None, datetime.now(UTC))
+        version = Version(
+            "small-1", 1, recipe.name, {}, first_seq, 1, "shadow", "test", "", None, None, datetime.now(UTC)
+        )
         artifact = np.frombuffer(artifacts[recipe.target_means], dtype=np.uint8) if recipe.bootstraps else None
         live: Live = assemble(small, version, recipe, artifact, b"k" * 32, ENGINE)
         return live.progressive
@@ -189,7 +193,21 @@ def follow(version: Progressive, batches: Iterator[LogBatch]) -> list[EpochScore
 
 def told(scores: list[EpochScore]) -> str:
     """Everything that epochs say, comparable to the bit."""
-    return repr([(s.epoch, s.digest.hex(), s.sums.to_bytes(), s.slices, s.learned, s.unscored, s.event_time_first, s.event_time_last) for s in scores])
+    return repr(
+        [
+            (
+                s.epoch,
+                s.digest.hex(),
+                s.sums.to_bytes(),
+                s.slices,
+                s.learned,
+                s.unscored,
+                s.event_time_first,
+                s.event_time_last,
+            )
+            for s in scores
+        ]
+    )
 
 
 def state_of(version: Progressive) -> str:
@@ -242,7 +260,7 @@ def test_a_label_is_unknown_before_its_entry(make: Any, log: Log, share: float) 
 
 
 def predicted(version: Progressive, log: Log) -> NDArray[np.float64]:
-    """The probability of each event at its entry: what stays open is looked at before it is answered."""
+    """The probability of each event at its entry, as the model gave it."""
     asked: list[NDArray[np.float64]] = []
     ask = version.model.ask
 
@@ -251,7 +269,7 @@ def predicted(version: Progressive, log: Log) -> NDArray[np.float64]:
         asked.append(answer[0].copy())
         return answer
 
-    version.model.ask = noting  # type: ignore[method-assign]
+    version.model.ask = noting  # type: ignore[method-assign, assignment]
     follow(version, log.batches(100_000))
     return np.concatenate(asked)
 
@@ -273,7 +291,11 @@ def replace_start(log: Log, after: int) -> Any:
 
 def test_events_before_the_first_seq_are_learned_unscored(make: Any, recipe: Recipe, log: Log) -> None:
     base = log.epochs[3].seq_last
-    closed = {int(e): int(s) for s, e, k in zip(log.labels["seq"], log.labels["event"], log.labels["kind"], strict=True) if k != LabelKind.CORRECTION}
+    closed = {
+        int(e): int(s)
+        for s, e, k in zip(log.labels["seq"], log.labels["event"], log.labels["kind"], strict=True)
+        if k != LabelKind.CORRECTION
+    }
     seqs = np.array([s for s in log.event_seq.tolist() if s <= base < closed.get(s, log.seq + 1)])
     assert len(seqs) > 5
     means = np.full((len(seqs), 8), 0.4) if recipe.target_means else None
@@ -285,7 +307,9 @@ def test_events_before_the_first_seq_are_learned_unscored(make: Any, recipe: Rec
         scores = follow(version, log.batches(size, base))
         outcomes.append(told(scores))
     assert outcomes[0] == outcomes[1] == outcomes[2]
-    answered = log.labels["event"][(log.labels["kind"] == LabelKind.OBSERVED) & (log.labels["seq"] <= log.epochs[-1].seq_last)]
+    answered = log.labels["event"][
+        (log.labels["kind"] == LabelKind.OBSERVED) & (log.labels["seq"] <= log.epochs[-1].seq_last)
+    ]
     assert sum(s.unscored for s in scores) == len(set(seqs.tolist()) & set(answered.tolist())) > 0
     assert all(s.learned == s.epoch.labels == s.sums.n + s.unscored for s in scores)
 

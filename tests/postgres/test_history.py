@@ -65,11 +65,19 @@ def test_odd_rows_go_to_quarantine_and_the_rest_comes_in(registered: Any, origin
     for column in ("seen_at", "colour"):
         origin.execute(f"ALTER TABLE public.visits ALTER {column} DROP NOT NULL")
     origin.add(
-        [visit(1, 0), (2, None, "a", "p", 1.0), visit(3, 1, "z"), (4, at(2), None, "p", 1.0), (5, at(3), "a", None, None)],
+        [
+            visit(1, 0),
+            (2, None, "a", "p", 1.0),
+            visit(3, 1, "z"),
+            (4, at(2), None, "p", 1.0),
+            (5, at(3), "a", None, None),
+        ],
         [(1, 20, None), (5, None, at(4))],
     )
     origin.execute("INSERT INTO public.visits VALUES (6, 'infinity', 'a', 'p', 1), (7, '-infinity', 'a', 'p', 1)")
-    origin.execute("INSERT INTO public.visits VALUES (8, '0044-03-15 BC', 'a', 'p', 1), (9, '20000-01-01', 'a', 'p', 1)")
+    origin.execute(
+        "INSERT INTO public.visits VALUES (8, '0044-03-15 BC', 'a', 'p', 1), (9, '20000-01-01', 'a', 'p', 1)"
+    )
     origin.execute("INSERT INTO public.visits VALUES (10, '2020-03-01 00:05+00', 'a', 'p', 'NaN')")
     origin.execute("INSERT INTO public.visits VALUES (11, now() + interval '2 days', 'a', 'p', 1)")
     origin.execute("INSERT INTO public.visits VALUES (12, '2020-03-01 00:05+00', E'a\\tb\\\\c\\nd', 'p', 1)")
@@ -163,7 +171,7 @@ def test_a_slot_that_somebody_reads_is_not_dropped(registered: Any, origin: Any)
         options = {"proto_version": "1", "publication_names": "headrace_small"}
         cursor.start_replication(slot_name="headrace_small", decode=False, options=options)
         registered.query("DELETE FROM headrace.intake_positions")
-        with pytest.raises(SlotError, match="in use by another reader.*stop that one first"):
+        with pytest.raises(SlotError, match=r"in use by another reader.*stop that one first"):
             registered.import_history(origin)
 
 

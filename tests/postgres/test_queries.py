@@ -40,7 +40,11 @@ SOURCE_PARTS = {
     "time": sql.Identifier("seen_at"),
     "key": sql.Identifier("visit_id"),
 }
-NEEDS = {"attach_partition": ["create_partition"], "index_closed_partition": ["create_partition"], "drop_window": ["create_window"]}
+NEEDS = {
+    "attach_partition": ["create_partition"],
+    "index_closed_partition": ["create_partition"],
+    "drop_window": ["create_window"],
+}
 AT_THE_SOURCE = set(re.findall(r"^-- ([a-z_]+):", (SQL / "queries" / "source.sql").read_text(), re.MULTILINE))
 
 

@@ -44,7 +44,7 @@ def test_a_prepared_source_is_well(origin: Any) -> None:
 
 
 def test_the_statements_prepare_a_source_for_a_role_of_least_privilege(
-    fresh_database: Callable[..., str], origin: Any, limited: str
+    database: Callable[..., str], origin: Any, limited: str
 ) -> None:
     origin.execute("DROP PUBLICATION headrace_small")
     dsn = psycopg2.extensions.make_dsn(limited)
@@ -66,7 +66,9 @@ def test_a_role_without_replication(origin: Any, limited: str) -> None:
 
 
 def test_the_statements_quote_odd_names(origin: Any) -> None:
-    origin.execute('CREATE SCHEMA "Odd Shop"; CREATE TABLE "Odd Shop"."Order" ("Id" bigint PRIMARY KEY, seen_at timestamptz)')
+    origin.execute(
+        'CREATE SCHEMA "Odd Shop"; CREATE TABLE "Odd Shop"."Order" ("Id" bigint PRIMARY KEY, seen_at timestamptz)'
+    )
     stream = replace(
         origin.stream,
         name="odd",
@@ -81,11 +83,13 @@ def test_the_statements_quote_odd_names(origin: Any) -> None:
 
 def test_the_publication_covers_the_replica_identity(origin: Any) -> None:
     """Without its columns the application's own updates would fail."""
-    origin.execute("CREATE TABLE answers (answer_id bigint PRIMARY KEY, visit_id bigint, score integer, known_at timestamptz)")
+    origin.execute(
+        "CREATE TABLE answers (answer_id bigint PRIMARY KEY, visit_id bigint, score integer, known_at timestamptz)"
+    )
     stream = replace(origin.stream, name="other", label=replace(origin.stream.label, table="public.answers"))
     origin.execute("INSERT INTO answers VALUES (1, 1, 1, now())")
     origin.execute(source.statements(stream, "postgres"))
-    with pytest.raises(psycopg2.Error, match="does not cover the replica identity|cannot update"):
+    with pytest.raises(psycopg2.Error, match=r"does not cover the replica identity|cannot update"):
         origin.execute("UPDATE answers SET score = 2")
     assert "lacks answer_id" in wrong(origin.dsn, stream)["publication of public.answers"]
     origin.execute("DROP PUBLICATION headrace_other")
@@ -96,24 +100,68 @@ def test_the_publication_covers_the_replica_identity(origin: Any) -> None:
 
 
 MISTAKES: list[tuple[str, str, str]] = [
-    ("DROP TABLE outcomes", "table public.outcomes", "there is no such table; create it, or correct the stream's definition"),
-    ("ALTER TABLE visits RENAME size TO width", "column public.visits.size", "not among visit_id, seen_at, colour, place, width"),
-    ("ALTER TABLE visits ALTER place TYPE jsonb USING '{}'", "column public.visits.place", "has type jsonb, expected one of boolean"),
-    ("ALTER TABLE visits ALTER seen_at TYPE timestamp", "time public.visits.seen_at", "times without a zone are ambiguous"),
+    (
+        "DROP TABLE outcomes",
+        "table public.outcomes",
+        "there is no such table; create it, or correct the stream's definition",
+    ),
+    (
+        "ALTER TABLE visits RENAME size TO width",
+        "column public.visits.size",
+        "not among visit_id, seen_at, colour, place, width",
+    ),
+    (
+        "ALTER TABLE visits ALTER place TYPE jsonb USING '{}'",
+        "column public.visits.place",
+        "has type jsonb, expected one of boolean",
+    ),
+    (
+        "ALTER TABLE visits ALTER seen_at TYPE timestamp",
+        "time public.visits.seen_at",
+        "times without a zone are ambiguous",
+    ),
     ("ALTER TABLE visits ALTER size TYPE text", "type of public.visits.size", "is text, expected a number"),
-    ("ALTER TABLE visits ALTER colour TYPE integer USING 1", "type of public.visits.colour", "is integer, expected a text"),
-    ("ALTER TABLE outcomes ALTER score TYPE text", "type of public.outcomes.score", "correct label.value, which is score > 15"),
+    (
+        "ALTER TABLE visits ALTER colour TYPE integer USING 1",
+        "type of public.visits.colour",
+        "is integer, expected a text",
+    ),
+    (
+        "ALTER TABLE outcomes ALTER score TYPE text",
+        "type of public.outcomes.score",
+        "correct label.value, which is score > 15",
+    ),
     ("ALTER TABLE visits ALTER visit_id TYPE numeric", "key public.visits.visit_id", "expected integer, text or uuid"),
-    ("ALTER TABLE outcomes ALTER visit_id TYPE integer", "keys", "visits.visit_id is bigint, public.outcomes.visit_id is integer"),
-    ("ALTER TABLE visits DROP CONSTRAINT visits_pkey", "replica identity of public.visits", "DEFAULT without a primary key: updates"),
-    ("ALTER TABLE visits REPLICA IDENTITY NOTHING", "replica identity of public.visits", "NOTHING: updates and deletes"),
-    ("DROP PUBLICATION headrace_small", "publication headrace_small", "missing, or without tables; run the statements of `headrace"),
+    (
+        "ALTER TABLE outcomes ALTER visit_id TYPE integer",
+        "keys",
+        "visits.visit_id is bigint, public.outcomes.visit_id is integer",
+    ),
+    (
+        "ALTER TABLE visits DROP CONSTRAINT visits_pkey",
+        "replica identity of public.visits",
+        "DEFAULT without a primary key: updates",
+    ),
+    (
+        "ALTER TABLE visits REPLICA IDENTITY NOTHING",
+        "replica identity of public.visits",
+        "NOTHING: updates and deletes",
+    ),
+    (
+        "DROP PUBLICATION headrace_small",
+        "publication headrace_small",
+        "missing, or without tables; run the statements of `headrace",
+    ),
     (
         "ALTER PUBLICATION headrace_small SET TABLE visits (visit_id, seen_at, colour), outcomes",
         "publication of public.visits",
         "lacks place, size",
     ),
-    ("ALTER PUBLICATION headrace_small DROP TABLE outcomes", "publication of public.outcomes", "lacks visit_id, score, known_at"),
+    (
+        "ALTER PUBLICATION headrace_small DROP TABLE outcomes",
+        "publication of public.outcomes",
+        "lacks visit_id, score, known_at",
+    ),
 ]
 
 
@@ -139,11 +187,26 @@ def test_columns_are_listed_all_at_once(origin: Any) -> None:
     ("change", "said"),
     [
         ({"contract": [expect.between("place", 0, 1)]}, "type of public.visits.place: is text, expected a number"),
-        ({"contract": [expect.regex("seen_at", "x")]}, "type of public.visits.seen_at: is timestamp with time zone, expected a text"),
-        ({"contract": [expect.in_set("size", {"a"})]}, "type of public.visits.size: is double precision, expected a text or uuid"),
-        ({"contract": [expect.less_than("size", "place")]}, "size is double precision and place is text, expected types that"),
-        ({"features": [category("colour"), hour_of_day("size")]}, "type of public.visits.size: is double precision, expected a time"),
-        ({"features": [category("colour"), number("place")]}, r"type of public.visits.place: is text, expected a number or a"),
+        (
+            {"contract": [expect.regex("seen_at", "x")]},
+            "type of public.visits.seen_at: is timestamp with time zone, expected a text",
+        ),
+        (
+            {"contract": [expect.in_set("size", {"a"})]},
+            "type of public.visits.size: is double precision, expected a text or uuid",
+        ),
+        (
+            {"contract": [expect.less_than("size", "place")]},
+            "size is double precision and place is text, expected types that",
+        ),
+        (
+            {"features": [category("colour"), hour_of_day("size")]},
+            "type of public.visits.size: is double precision, expected a time",
+        ),
+        (
+            {"features": [category("colour"), number("place")]},
+            r"type of public.visits.place: is text, expected a number or a",
+        ),
     ],
 )
 def test_a_definition_that_does_not_fit_the_types_is_refused(origin: Any, change: dict[str, Any], said: str) -> None:
@@ -165,7 +228,7 @@ def test_a_labels_value_must_fit_its_column(origin: Any, value: Any, fits: bool)
         if fits:
             source.log_columns(conn, replace(origin.stream, label=label))
         else:
-            with pytest.raises(SourceError, match="correct label.value, which is"):
+            with pytest.raises(SourceError, match=r"correct label.value, which is"):
                 source.log_columns(conn, replace(origin.stream, label=label))
 
 
@@ -186,20 +249,29 @@ def test_wal_level_is_named(origin: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("privileged", [True, False])
-def test_a_blocked_slot_names_the_blocker(origin: Any, limited: str, monkeypatch: pytest.MonkeyPatch, privileged: bool) -> None:
+def test_a_blocked_slot_names_the_blocker(
+    origin: Any, limited: str, monkeypatch: pytest.MonkeyPatch, privileged: bool
+) -> None:
     monkeypatch.setattr(source, "_SLOT_SECONDS", 1.0)
     dsn = origin.dsn if privileged else limited
     with closing(psycopg2.connect(origin.dsn)) as blocker, blocker.cursor() as cursor:
         cursor.execute("INSERT INTO outcomes VALUES (1, 1, now())")
-        with source.replication(dsn) as replication:
-            with pytest.raises(SlotError, match=rf"older transactions are still open: pid {blocker.info.backend_pid} \(postgres"):
-                source.create_slot(dsn, replication, "headrace_small")
+        with (
+            source.replication(dsn) as replication,
+            pytest.raises(
+                SlotError, match=rf"older transactions are still open: pid {blocker.info.backend_pid} \(postgres"
+            ),
+        ):
+            source.create_slot(dsn, replication, "headrace_small")
         blocker.rollback()
     with source.replication(dsn) as replication:
         lsn, snapshot = source.create_slot(dsn, replication, "headrace_small")
         assert source.lsn_text(source.lsn_number(lsn)) == lsn
         assert snapshot
-    with source.replication(dsn) as replication, pytest.raises(SlotError, match="is there already, but the log knows no position"):
+    with (
+        source.replication(dsn) as replication,
+        pytest.raises(SlotError, match="is there already, but the log knows no position"),
+    ):
         source.create_slot(dsn, replication, "headrace_small")
 
 
@@ -225,7 +297,9 @@ def test_a_slot_in_use_is_refused(running: Any, origin: Any) -> None:
 
 def test_a_lost_slot_is_refused(running: Any, origin: Any) -> None:
     origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
-    with pytest.raises(SlotError, match="is gone at the source, but the log stands at .*: changes since then cannot be read"):
+    with pytest.raises(
+        SlotError, match=r"is gone at the source, but the log stands at .*: changes since then cannot be read"
+    ):
         running.follow(origin)
 
 
@@ -242,14 +316,18 @@ def test_a_platform_behind_its_slot_is_refused(running: Any, origin: Any) -> Non
     origin.add(*origin.rows(100, 20))
     running.follow(origin)
     running.query("UPDATE headrace.intake_positions SET lsn = %s", before[0])
-    with pytest.raises(SlotError, match=rf"platform_behind: slot 'headrace_small' confirmed \S+, the log stands at {before[0]}"):
+    with pytest.raises(
+        SlotError, match=rf"platform_behind: slot 'headrace_small' confirmed \S+, the log stands at {before[0]}"
+    ):
         running.follow(origin)
 
 
-def test_an_idle_slot_moves_and_never_gets_ahead_of_the_log(running: Any, origin: Any, fresh_database: Callable[..., str]) -> None:
+def test_an_idle_slot_moves_and_never_gets_ahead_of_the_log(
+    running: Any, origin: Any, database: Callable[..., str]
+) -> None:
     """WAL of other databases goes by: psycopg2 alone would confirm it before the platform has stored it."""
     confirmed = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'headrace_small'"
-    other = fresh_database("other")
+    other = database("other")
     with closing(psycopg2.connect(other)) as conn, conn, conn.cursor() as cursor:
         cursor.execute("CREATE TABLE noise (a text)")
     for _ in range(2):
@@ -283,7 +361,9 @@ def test_a_truncated_table_stops_the_intake(running: Any, origin: Any) -> None:
 
 def test_heartbeats_carry_stream_time(running: Any, origin: Any) -> None:
     emit = "SELECT pg_logical_emit_message(true, 'headrace.clock', %s)"
-    waiting = "SELECT count(*) FROM small.events AS e LEFT JOIN small.labels AS l ON l.event_seq = e.seq WHERE l.seq IS NULL"
+    waiting = (
+        "SELECT count(*) FROM small.events AS e LEFT JOIN small.labels AS l ON l.event_seq = e.seq WHERE l.seq IS NULL"
+    )
     for nonsense in ("soon", "2020-03-01T00:00:00", "9999-01-01T00:00:00+00:00"):
         origin.execute(emit, nonsense)
     running.follow(origin)
@@ -297,7 +377,9 @@ def test_heartbeats_carry_stream_time(running: Any, origin: Any) -> None:
 def test_changes_of_every_kind(running: Any, origin: Any) -> None:
     """Updates and deletes of events mean nothing; those of labels correct; rows that break the contract are kept aside."""
     origin.execute("DELETE FROM outcomes; DELETE FROM visits")
-    origin.execute("INSERT INTO visits VALUES (100, '2020-03-01 01:00+00', 'a', 'p', 1), (101, '2020-03-01 01:00+00', 'zz', 'p', 1)")
+    origin.execute(
+        "INSERT INTO visits VALUES (100, '2020-03-01 01:00+00', 'a', 'p', 1), (101, '2020-03-01 01:00+00', 'zz', 'p', 1)"
+    )
     origin.execute("UPDATE visits SET size = 2 WHERE visit_id = 100")
     origin.execute("INSERT INTO outcomes VALUES (100, 20, '2020-03-01 01:01+00'), (200, NULL, '2020-03-01 01:01+00')")
     origin.execute("UPDATE outcomes SET score = 3 WHERE visit_id = 100")
@@ -306,10 +388,15 @@ def test_changes_of_every_kind(running: Any, origin: Any) -> None:
     before = running.accounting()["history"]
     running.follow(origin)
     counts = running.accounting()["stream"]
-    late = running.query("SELECT kind, y, y_before FROM small.labels JOIN small.events AS e ON e.seq = event_seq WHERE key = 100 ORDER BY labels.seq")
+    late = running.query(
+        "SELECT kind, y, y_before FROM small.labels AS l JOIN small.events AS e ON e.seq = event_seq"
+        " WHERE key = 100 ORDER BY l.seq"
+    )
     assert late == [("observed", 1.0, None), ("correction", 0.0, 1.0), ("correction", None, 0.0)]
     assert counts["received"] == before["received"] + 8
     assert counts["corrections"] == 2 + before["labels"]
     assert counts["quarantined"] == 1
     assert counts["ignored"] == 20 + 1 + 1 + 1  # deleted visits, an updated one, no value, the same value again
-    assert running.query("SELECT key, reason FROM small.quarantine") == [("101", "colour is 'zz', expected one of a, b, c, d")]
+    assert running.query("SELECT key, reason FROM small.quarantine") == [
+        ("101", "colour is 'zz', expected one of a, b, c, d")
+    ]

@@ -272,14 +272,15 @@ def test_bootstrap_then_a_scheduled_compare_promotes_and_a_rollback_undoes_it(ru
     # Nobody else may change the champion from here on.
     client.patch("/api/v2/dags/visits__compare", {"is_paused": True})
     assert within(60, lambda: {run["state"] for run in client.dag_runs("visits__compare")} == {"success"})
-    serving = "SELECT version, why FROM metrics.serving_history ORDER BY seq_first DESC LIMIT 2"
-    (champion, _), (former, _) = running.query(serving)
+    ((champion, former),) = running.query(
+        "SELECT challenger, champion FROM metrics.decisions WHERE verdict = 'promote' ORDER BY decision_id DESC LIMIT 1"
+    )
     client.unpause("visits__rollback")
     reason = "It was --only a 'test'; {{ really }}"
     run_id = client.trigger_dag("visits__rollback", {"reason": reason})
     assert client.wait_for("visits__rollback", run_id, timeout=90)["state"] == "success"
-    expected = (former, f"{running.stack.user} rolled back from {champion} to {former}: {reason}")
-    assert running.query(serving)[0] == expected
+    serving = running.query("SELECT version, why FROM metrics.serving_history WHERE seq_last IS NULL")
+    assert serving == [(former, f"{running.stack.user} rolled back from {champion} to {former}: {reason}")]
 
 
 @pytest.mark.timeout(240)

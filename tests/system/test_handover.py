@@ -17,7 +17,7 @@ START = datetime(2020, 3, 1, tzinfo=UTC)
 
 def write(dsn: str, writer: int, stop: threading.Event, written: list[int]) -> None:
     """Commit events and labels of keys of one's own until told to stop; some transactions stay open for a while."""
-    dice = random.Random(writer)  # noqa: S311
+    dice = random.Random(writer)
     with closing(psycopg2.connect(dsn)) as conn, conn.cursor() as cursor:
         waiting: list[int] = []
         for number in range(1_000_000):
@@ -36,7 +36,8 @@ def write(dsn: str, writer: int, stop: threading.Event, written: list[int]) -> N
             dice.shuffle(waiting)
             for key in waiting[: len(waiting) // 2]:
                 cursor.execute(
-                    "INSERT INTO outcomes VALUES (%s, %s, %s)", (key, dice.randrange(30), START + timedelta(seconds=number))
+                    "INSERT INTO outcomes VALUES (%s, %s, %s)",
+                    (key, dice.randrange(30), START + timedelta(seconds=number)),
                 )
             del waiting[: len(waiting) // 2]
             if dice.random() < 0.05:
@@ -78,6 +79,6 @@ def test_nothing_is_missing_and_nothing_comes_twice(registered: Any, origin: Any
     assert sum(c["received"] for c in counts.values()) == len(visits) + len(outcomes)
     assert sum(c["events"] for c in counts.values()) == len(visits)
     assert sum(c["labels"] for c in counts.values()) == len(outcomes)
-    assert registered.query("SELECT count(*), min(seq), max(seq) FROM (SELECT seq FROM small.events UNION ALL SELECT seq FROM small.labels) AS e") == [
-        (len(visits) + len(outcomes), 1, len(visits) + len(outcomes))
-    ]
+    assert registered.query(
+        "SELECT count(*), min(seq), max(seq) FROM (SELECT seq FROM small.events UNION ALL SELECT seq FROM small.labels) AS e"
+    ) == [(len(visits) + len(outcomes), 1, len(visits) + len(outcomes))]

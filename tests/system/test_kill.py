@@ -17,14 +17,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import psycopg2
 from psycopg2.extensions import parse_dsn
 
+from headrace.events import Engine
 from headrace.store import db, log, registry, source
 
 START = datetime(2020, 3, 1, tzinfo=UTC)
-KILLS = {"intake small": 6, "small small-1": 5, "small small-2": 5, "small small-3": 5}  # by the end of the command line
+KILLS = {
+    "intake small": 6,
+    "small small-1": 5,
+    "small small-2": 5,
+    "small small-3": 5,
+}  # by the end of the command line
 CHANGES = 21_000
 
 
@@ -45,7 +51,7 @@ class Application(threading.Thread):
             self.error = error
 
     def _commit_all(self, conn: Any, cursor: Any) -> None:
-        dice, number = random.Random(11), self._first  # noqa: S311
+        dice, number = random.Random(11), self._first
         due: list[tuple[int, int]] = []  # key, number of the visit after which its outcome is known
         while self.sent.total() < CHANGES:
             for _ in range(dice.randrange(1, 8)):
@@ -54,7 +60,15 @@ class Application(threading.Thread):
                 colour = dice.choice("abcd") if fate > 0.02 else "none such"
                 if 0.02 < fate < 0.06:  # the outcome comes first
                     self._send(cursor, "INSERT INTO outcomes VALUES (%s, %s, %s)", number, dice.randrange(30), seen)
-                self._send(cursor, "INSERT INTO visits VALUES (%s, %s, %s, %s, %s)", number, seen, colour, f"p{number % 17}", dice.random())
+                self._send(
+                    cursor,
+                    "INSERT INTO visits VALUES (%s, %s, %s, %s, %s)",
+                    number,
+                    seen,
+                    colour,
+                    f"p{number % 17}",
+                    dice.random(),
+                )
                 if fate > 0.08:
                     due.append((number, number + (dice.randrange(1, 120) if fate < 0.97 else 500)))
             for key, _ in [d for d in due if d[1] <= number]:
@@ -121,18 +135,20 @@ def headrace(*words: str) -> list[str]:
 
 
 def test_killed_at_random_it_learns_the_same(
-    registered: Any, origin: Any, fresh_database: Callable[..., str], definitions: Path, tmp_path: Path
+    registered: Any, origin: Any, database: Callable[..., str], definitions: Path, tmp_path: Path
 ) -> None:
     slow = registered.stream.recipe("slow")
     with closing(db.connect(registered.dsn)) as conn, db.transaction(conn):
         for _ in range(2):  # two versions of one recipe: killed at different moments, they must agree
-            engine = registry.Engine("any", "", {})
-            registry.add_version(conn, registered.stream, slow, engine, first_seq=1, evidence_seq=1, status="catching_up")
+            engine = Engine("any", "", {})
+            registry.add_version(
+                conn, registered.stream, slow, engine, first_seq=1, evidence_seq=1, status="catching_up"
+            )
     origin.add(*origin.rows(0, 1_000))
     registered.import_history(origin)
 
     # A second platform at the same position, on a slot of its own that nobody reads yet.
-    reference = fresh_database("reference", parse_dsn(registered.dsn)["dbname"])
+    reference = database("reference", parse_dsn(registered.dsn)["dbname"])
     origin.execute("SELECT pg_copy_logical_replication_slot('headrace_small', 'headrace_reference')")
     with closing(db.connect(reference)) as conn, conn, conn.cursor() as cursor:
         cursor.execute("UPDATE headrace.intake_positions SET slot = 'headrace_reference'")
@@ -176,23 +192,26 @@ def test_killed_at_random_it_learns_the_same(
 
     counts = registered.accounting()["stream"]
     assert counts["received"] == application.sent.total()
-    assert counts["received"] == sum(counts[n] for n in ("events", "labels", "corrections", "held", "quarantined", "ignored"))
+    assert counts["received"] == sum(
+        counts[n] for n in ("events", "labels", "corrections", "held", "quarantined", "ignored")
+    )
     assert min(counts[n] for n in ("corrections", "quarantined", "ignored", "timeouts")) > 10
-    entries = "SELECT count(*), min(seq), max(seq) FROM (SELECT seq FROM small.events UNION ALL SELECT seq FROM small.labels) AS e"
-    (count, first, end), = query(registered.dsn, entries)
+    seqs = "SELECT seq FROM small.events UNION ALL SELECT seq FROM small.labels"
+    entries = f"SELECT count(*), min(seq), max(seq) FROM ({seqs}) AS e"
+    ((count, first, end),) = query(registered.dsn, entries)
     assert (first, end) == (1, count)
 
 
 def kill_at_random(up: subprocess.Popen[bytes], dsn: str, application: Application) -> Counter[str]:
     """SIGKILL what `headrace up` runs while the application commits; what it restarts is killed again."""
-    dice, left, killed = random.Random(23), Counter(KILLS), Counter[str]()  # noqa: S311
+    dice, left, killed = random.Random(23), Counter(KILLS), Counter[str]()
     pace = CHANGES / (left.total() + 1)
     while left.total() and application.error is None:
         time.sleep(dice.uniform(0.05, 0.4))
         if application.is_alive() and application.sent.total() < pace * (killed.total() + dice.random()):
             continue
         holders = {int(holder.rpartition(":")[2]) for (holder,) in query(dsn, "SELECT holder FROM headrace.leases")}
-        running = {}
+        running: dict[str, psutil.Process] = {}
         for process in psutil.Process(up.pid).children(recursive=True):
             if process.pid in holders or dice.random() < 0.02:  # mostly at work, now and then while it starts
                 with contextlib.suppress(psutil.NoSuchProcess):

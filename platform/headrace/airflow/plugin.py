@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
@@ -38,6 +38,16 @@ def _below_base(path: str) -> str:
     return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + path
 
 
+def _icon(colour: str) -> str:
+    """The mill wheel as a data URL."""
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="{colour}" stroke-width="2.4" '
+        'stroke-linecap="round"><circle cx="16" cy="12" r="9"/><path d="M16 3v18M7 12h18M9.6 5.6l12.8 12.8'
+        'M22.4 5.600L9.6 18.4" stroke-width="1.6"/><path d="M2 27c2.3-2 4.7-2 7 0s4.7 2 7 0 4.7-2 7 0 4.7 2 7 0"/></svg>'
+    )
+    return f"data:image/svg+xml,{quote(svg)}"
+
+
 class HeadracePlugin(AirflowPlugin):
     """Adds one page, behind Airflow's login."""
 
@@ -48,8 +58,9 @@ class HeadracePlugin(AirflowPlugin):
             "name": "headrace",
             "href": _below_base(f"{PREFIX}/"),
             "destination": "nav",
-            "category": "browse",
             "url_route": "headrace",
-            "nav_top_level": True,
+            "nav_top_level": True,  # and no category, or it would hide in a menu
+            "icon": _icon("#0e7c86"),
+            "icon_dark_mode": _icon("#35b8c4"),
         }
     ]

@@ -73,6 +73,8 @@ def compare(
         looks = [_Look(k.comparison_id, verdict, k.first, k.last) for k, verdict in zip(looks, chosen, strict=True)]
         if former is not None:
             looks.append(_look_back(conn, stream, champion, former))
+        # Who changes the champion comes last: that ends the other comparisons.
+        looks.sort(key=lambda look: look.verdict.verdict in ("promote", "rollback"))
         position = db.row(conn, "log_position", {"stream": stream.name})
         seq = int(position[0]) if position else 0
         changed = None

@@ -8,6 +8,7 @@ Great Expectations takes seconds, so this module is for child processes only.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ def check(
                 "success": result.success,
                 "rows_checked": result.rows_checked,
                 "rows_unexpected": result.rows_unexpected,
-                "observed": json.dumps(result.observed, default=str),
+                "observed": None if result.observed is None else json.dumps(result.observed, default=str),
                 "exception": result.exception,
             }
             db.run(conn, "add_quality_result", params)
@@ -140,6 +141,7 @@ def _validate(dsn: str, stream: Stream, view: str) -> Iterator[Checked]:
     )  # Great Expectations refuses an address without a host name unless it is substituted
     import great_expectations as gx
 
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     source = context.data_sources.add_postgres("platform", connection_string="${" + _VARIABLE + "}")
@@ -177,8 +179,8 @@ def _all(stream: Stream) -> list[Expectation]:
     """The contract, with what every stream expects without being asked."""
     numbers = stream.feature_columns("number")
     implied = [not_null(stream.source.key), not_null(stream.source.event_time), *(finite(n) for n in numbers)]
-    declared = {e.name for e in stream.contract}
-    return [e for e in implied if e.name not in declared] + list(stream.contract)
+    declared = {(e.kind, column) for e in stream.contract for column in e.columns}
+    return [e for e in implied if (e.kind, e.columns[0]) not in declared] + list(stream.contract)
 
 
 def compiled(stream: Stream, expectation: Expectation) -> list[tuple[str, Any]]:

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from headrace.airflow.stack import LOOPBACK, AirflowStack, claim_port
+from headrace.airflow.stack import LOOPBACK, AirflowClient, AirflowStack, claim_port
 from headrace.cli.common import DATABASE, stream_of, until_signalled
 from headrace.definition.stream import Stream
 from headrace.demo import flights, race
@@ -41,6 +41,7 @@ STREAM = "flights"
 LIVE_FROM = datetime(2013, 10, 1, 4, tzinfo=UTC)  # midnight in New York
 _COMPARE_SECONDS = 15
 _SETTLE_SECONDS = 60.0
+_LAST_RUN_SECONDS = 20.0
 
 
 @dataclass
@@ -78,9 +79,11 @@ class _Demo:
         try:
             self.airflow.start()
             self.airflow.wait_ready()
-            self.say(f"Airflow is ready at {self.airflow.url}")
+            self.say(
+                f"Airflow is ready at {self.airflow.url}, user {self.airflow.user}, password {self.airflow.password}"
+            )
             client = self.airflow.client()
-            for name in ("quality", "rollback", "bootstrap"):
+            for name in ("rollback", "bootstrap"):
                 client.unpause(f"{STREAM}__{name}")
             while not stop() and not self._history_is_in():
                 time.sleep(0.5)
@@ -91,6 +94,10 @@ class _Demo:
             self.say(f"triggered {STREAM}__bootstrap ({run_id}): quality, candidates, gate, catch up, shadow")
             client.unpause(f"{STREAM}__compare")
             self.say(f"{STREAM}__compare runs every {_COMPARE_SECONDS} s on its schedule")
+            while not stop() and client.dag_run(f"{STREAM}__bootstrap", run_id)["state"] not in ("success", "failed"):
+                time.sleep(2.0)
+            if not stop():
+                client.unpause(f"{STREAM}__quality")
         except BaseException as error:
             self.failure = error
 
@@ -312,7 +319,7 @@ def _summary(demo: _Demo) -> dict[str, Any]:
         learned = {version: int(labels) for version, labels in db.rows(conn, "race_learned", {"stream": STREAM})}
     runs: dict[str, Counter[str]] = {}
     if demo.ready is not None:
-        for run in demo.airflow.client().dag_runs("~", limit=1000):
+        for run in _ended_runs(demo.airflow.client()):
             runs.setdefault(run["dag_id"], Counter())[run["state"]] += 1
     empty = ("", 0, 0, 0, 0)
     return {
@@ -333,6 +340,17 @@ def _summary(demo: _Demo) -> dict[str, Any]:
         },
         "dag_runs": {name: dict(states) for name, states in sorted(runs.items())},
     }
+
+
+def _ended_runs(client: AirflowClient) -> list[dict[str, Any]]:
+    """All DAG runs, once the compare run at hand has ended."""
+    client.patch(f"/api/v2/dags/{STREAM}__compare", {"is_paused": True})
+    deadline = time.monotonic() + _LAST_RUN_SECONDS
+    while True:
+        found = client.dag_runs("~", limit=1000)
+        if time.monotonic() > deadline or all(run["state"] in ("success", "failed") for run in found):
+            return found
+        time.sleep(0.5)
 
 
 def _float(text: str | None) -> float | None:

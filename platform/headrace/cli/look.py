@@ -23,6 +23,9 @@ from headrace.settings import Settings, connection
 from headrace.store import db, log, source
 
 
+_NOTHING = "no stream is registered here yet; `headrace up` or `headrace demo` begins"
+
+
 def add_commands(commands: Any) -> None:
     """Add this module's commands to the command line."""
     status = commands.add_parser("status", help="what runs, where it is, who is champion, the last verdict")
@@ -64,8 +67,10 @@ def run_status(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace status`"""
     with platform(settings) as dsn, closing(db.connect(dsn, autocommit=True)) as conn:
         if not _migrated(conn):
-            raise ServerError("nothing is registered here yet; `headrace up` or `headrace demo` begins")
+            raise ServerError(_NOTHING)
         streams = [_stream_status(conn, name) for (name,) in db.rows(conn, "list_streams")]
+    if not streams:
+        raise ServerError(_NOTHING)
     if arguments.json:
         show_json({"streams": streams})
     else:
@@ -167,7 +172,7 @@ def run_check(settings: Settings, arguments: argparse.Namespace) -> int:
     document: dict[str, Any] = {}
     with platform(settings) as dsn, closing(db.connect(dsn, autocommit=True)) as conn:
         if not _migrated(conn):
-            raise ServerError("nothing is registered here yet; `headrace up` or `headrace demo` begins")
+            raise ServerError(_NOTHING)
         for name in arguments.streams or [name for (name,) in db.rows(conn, "list_streams")]:
             stream = stream_of(settings, name)
             origin = None if arguments.without_source else _reachable(settings, dsn, stream)
@@ -178,6 +183,8 @@ def run_check(settings: Settings, arguments: argparse.Namespace) -> int:
                 for i in invariants
             }
             broken += [f"{name}: {i.name}: {'; '.join(i.breaches)}" for i in invariants if not i.ok]
+    if not document:
+        raise ServerError(_NOTHING)
     if arguments.json:
         show_json(document)
     else:

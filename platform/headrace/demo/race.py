@@ -44,8 +44,7 @@ class Race:
         when = f"{self.watermark:%d %b %H:%M}" if self.watermark else "before history"
         parts = [f"log {self.seq:,} ({when})"] if self.seq else [self.phase]
         for version, recipe, status, done, message, labels, loss, own in self.versions:
-            shown = loss if loss is not None else own
-            score = f" {shown:.4f} over {labels or 0:,}" if shown is not None else ""
+            score = f" {loss:.4f} over {labels:,}" if loss is not None else f" ({own:.4f})" if own is not None else ""
             behind = f", {message}" if self.seq - done > 0 and message != "live" else ""
             parts.append(f"{version} ({recipe}, {status}{behind}){score}")
         parts += [f"{row[0]}: ln E {row[4]:.1f} of {row[5]:.1f}" for row in self.evidence if row[5] is not None]

@@ -94,7 +94,9 @@ def last(conn: Connection, stream: str, version: str, *, until: int | None = Non
     seq, epoch, digest, engine, refs, state, learned = row
     arrays, meta = parse(bytes(state))
     stored: dict[str, bytes] = dict(
-        db.rows(conn, "artifacts", {"stream": stream, "version": version, "sha256": list(refs.values())}) if refs else []
+        db.rows(conn, "artifacts", {"stream": stream, "version": version, "sha256": list(refs.values())})
+        if refs
+        else []
     )
     for name, sha in refs.items():
         if sha not in stored:

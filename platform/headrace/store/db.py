@@ -48,6 +48,12 @@ def connect(
             f"the DSN cannot be read: {_line(error)}; expected e.g. postgresql://user@host/database"
         ) from error
     except psycopg2.OperationalError as error:
+        if dsn.startswith("service=") and "not found" in str(error):
+            name = dsn.removeprefix("service=")
+            raise ServerError(
+                f"found neither HEADRACE_CONN_{name.upper()} in the environment nor a libpq service {name!r}; set the "
+                "first to the database's DSN"
+            ) from error
         raise ServerError(f"cannot connect to {describe(dsn)}: {_line(error)}") from error
     conn.autocommit = autocommit
     if role is not None:

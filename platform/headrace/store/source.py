@@ -84,11 +84,9 @@ def statements(stream: Stream, role: str = "headrace", identity: Mapping[str, Se
     listed = ",\n    ".join(
         f"{_quoted(table)} ({', '.join(map(_quoted, columns))})" for table, columns in tables.items()
     )
-    grants = "\n".join(
-        f"GRANT USAGE ON SCHEMA {_quoted(table.split('.')[0])} TO {_quoted(role)};\n"
-        f"GRANT SELECT ON {_quoted(table)} TO {_quoted(role)};"
-        for table in tables
-    )
+    schemas = dict.fromkeys(table.split(".")[0] for table in tables)
+    usage = "".join(f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_quoted(role)};\n" for schema in schemas)
+    grants = usage + "\n".join(f"GRANT SELECT ON {_quoted(table)} TO {_quoted(role)};" for table in tables)
     return (
         f"-- Prepares a database for the stream {stream.name}. Run it as the tables' owner; wal_level must be logical\n"
         "-- (ALTER SYSTEM SET wal_level = logical, then restart). Bound what a forgotten slot may cost:\n"
@@ -250,6 +248,10 @@ def _needed_kinds(stream: Stream) -> Iterator[tuple[str, str, str, str]]:
             yield label.table, label.value.column, wanted, remedy
 
 
+def _expected(found: str, expected: str) -> str:
+    return found if found == expected else f"{found}, expected {expected}"
+
+
 def doctor(dsn: str, stream: Stream) -> list[Finding]:
     """Try everything that the intake will need; nothing is left behind.
 
@@ -267,7 +269,7 @@ def doctor(dsn: str, stream: Stream) -> list[Finding]:
         remedy = (
             "ALTER SYSTEM SET wal_level = logical, then restart the server (managed services: their parameter group)"
         )
-        findings.append(Finding(wal_level == "logical", "wal_level", f"{wal_level}, expected logical", remedy))
+        findings.append(Finding(wal_level == "logical", "wal_level", _expected(wal_level, "logical"), remedy))
         findings.append(
             Finding(
                 used < slots,

@@ -11,9 +11,8 @@ BEGIN
                 NULL; -- roles belong to the server: another database's migration was quicker
             END;
         END IF;
-        IF NOT pg_has_role(current_user, wanted, 'MEMBER') THEN
-            EXECUTE format('GRANT %I TO %I', wanted, current_user);
-        END IF;
+        -- Who created a role may still not act as it (PostgreSQL 16): that takes a grant of its own.
+        EXECUTE format('GRANT %I TO %I', wanted, current_user);
     END LOOP;
 END $$;
 
