@@ -1,8 +1,8 @@
 """The demo's first champion is an honest one."""
 
-from headrace.demo import flights
-
 from tests.bench.flights import AUTUMN, champion_alone
+
+from headrace.demo import flights
 
 
 def test_the_first_champion_alone_reaches_what_river_reaches() -> None:

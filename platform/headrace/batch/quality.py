@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from psycopg2 import sql
@@ -185,8 +186,7 @@ def _all(stream: Stream) -> list[Expectation]:
 
 def compiled(stream: Stream, expectation: Expectation) -> list[tuple[str, Any]]:
     """Great Expectations' form of one expectation: (name, expectation), one for each column it names."""
-    import great_expectations.expectations as gxe
-
+    gxe: Any = import_module("great_expectations.expectations")  # it does not say which names it exports
     params = expectation.params
     columns = [stream.log_column(column) for column in expectation.columns]
     make: dict[str, Callable[[str], Any]] = {

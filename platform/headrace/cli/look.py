@@ -22,7 +22,6 @@ from headrace.errors import InvariantError, ServerError, SourceError
 from headrace.settings import Settings, connection
 from headrace.store import db, log, source
 
-
 _NOTHING = "no stream is registered here yet; `headrace up` or `headrace demo` begins"
 
 
