@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +28,11 @@ from headrace.live import intake
 from headrace.store import db, leases, log, registry, source
 from headrace.store.embedded import EmbeddedPostgres
 from headrace.store.migrate import migrate
+
+if "AIRFLOW_HOME" not in os.environ:  # Airflow makes its home, and reads its settings, when it is imported
+    os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="headrace-airflow-")
+    os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+    atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 ENGINE = Engine("test", "0" * 8, {"python": "any"})
 START = datetime(2020, 3, 1, tzinfo=UTC)

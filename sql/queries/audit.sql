@@ -59,4 +59,4 @@ WHERE m.stream = %(stream)s;
 
 -- audit_serving: who served, in order
 SELECT version, seq_first, seq_last, lower(during), upper(during) FROM headrace.serving_history
-WHERE stream = %(stream)s ORDER BY seq_first;
+WHERE stream = %(stream)s ORDER BY decision_id;

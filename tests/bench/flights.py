@@ -95,7 +95,10 @@ def run() -> dict[str, Any]:
     """Run the benchmark and print its table."""
     data = flights.load()
     year = int(data.departures["scheduled_at"].cast("int64").to_numpy()[0])
-    result = {"fresh on 1 October": champion_alone(data, AUTUMN), "after January to September": champion_alone(data, year)}
+    result = {
+        "fresh on 1 October": champion_alone(data, AUTUMN),
+        "after January to September": champion_alone(data, year),
+    }
     print(f"{'river pipeline over October to December':42} {'log loss':>9} {'AUC':>7} {'labels':>8} {'us/label':>9}")
     for name, row in result.items():
         print(f"{name:42} {row['log_loss']:9.5f} {row['auc']:7.4f} {row['labels']:8,} {row['us_per_label']:9.1f}")

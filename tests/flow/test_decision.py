@@ -438,7 +438,7 @@ def test_probation_tests_the_difference_of_the_rule() -> None:
         ({"champion": np.array([1.0, math.nan, 1.0])}, "epoch 1 of 3"),
         ({"challenger": np.array([1.0, 1.0, math.inf])}, "epoch 2 of 3"),
         ({"labels": np.array([1, -1, 1])}, "epoch 1 of 3 has -1 labels"),
-        ({"first_watermark": [datetime(2026, 1, 1)] * 3}, "no time zone"),
+        ({"first_watermark": [datetime(2026, 1, 1)] * 3}, "no time zone"),  # noqa: DTZ001
     ],
 )
 def test_epochs_that_cannot_be_compared_are_refused(change: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from airflow.sdk import DAG, Asset, DeltaTriggerTimetable, Param, task
 from headrace import settings
 from headrace.airflow import docs
 from headrace.airflow.operators import Compare, HeadraceCommand, WaitUntilCaughtUp
-from headrace.definition.load import load_file
+from headrace.definition.load import definition_files, load_file
 from headrace.definition.stream import Stream
 from headrace.errors import DefinitionError
 
@@ -30,7 +30,7 @@ def sound_streams(folder: Path) -> list[Stream]:
     that are well, and Airflow would drop all DAGs of a file that raises.
     """
     streams: dict[str, Stream] = {}
-    for path in sorted(folder.glob("[!_]*.py")):
+    for path in definition_files(folder):
         try:
             stream = load_file(path)
         except DefinitionError:

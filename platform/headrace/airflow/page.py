@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -66,11 +67,10 @@ def render(races: Sequence[Race], problem: str | None, nonce: str) -> str:
     nonce
         Allows the page's own script to run.
     """
-    return _template().render(
-        races=races, problem=problem, nonce=nonce, refresh=REFRESH_SECONDS * 1000, now=datetime.now(UTC), chart=race
-    )
+    return _template().render(races=races, problem=problem, nonce=nonce, refresh=REFRESH_SECONDS * 1000, chart=race)
 
 
+@cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("headrace.airflow", "."),

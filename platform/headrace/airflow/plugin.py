@@ -43,7 +43,7 @@ def _icon(colour: str) -> str:
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="{colour}" stroke-width="2.4" '
         'stroke-linecap="round"><circle cx="16" cy="12" r="9"/><path d="M16 3v18M7 12h18M9.6 5.6l12.8 12.8'
-        'M22.4 5.600L9.6 18.4" stroke-width="1.6"/><path d="M2 27c2.3-2 4.7-2 7 0s4.7 2 7 0 4.7-2 7 0 4.7 2 7 0"/></svg>'
+        'M22.4 5.6L9.6 18.4" stroke-width="1.6"/><path d="M2 27c2.3-2 4.7-2 7 0s4.7 2 7 0 4.7-2 7 0 4.7 2 7 0"/></svg>'
     )
     return f"data:image/svg+xml,{quote(svg)}"
 

@@ -22,7 +22,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import SourceError
+from headrace.errors import SlotError, SourceError
 from headrace.events import LogColumn, micros
 from headrace.flow.admit import Admission
 from headrace.flow.copybinary import unpack_chunk
@@ -71,13 +71,36 @@ def import_history(
         problems = [f for f in source.check_publication(origin, stream) if not f.ok]
         if problems:
             raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
-        source.drop_slot(origin, stream.slot)  # of an import that was interrupted
+        _replace_slot(conn, origin, stream)
     with tempfile.TemporaryDirectory(prefix="headrace-import-") as folder:
         with source.replication(dsn) as cursor:
             system = source.system(cursor)
             lsn, snapshot = source.create_slot(dsn, cursor, stream.slot)
             spools, total = _spool(dsn, stream, snapshot, Path(folder), progress)
         return _load(conn, stream, columns, lease, spools, total, system, lsn, progress)
+
+
+def _replace_slot(conn: Connection, origin: Connection, stream: Stream) -> None:
+    """Drop the slot that an interrupted import of this platform left; one that it did not make may be in use elsewhere."""
+    began = db.row(conn, "progress", {"stream": stream.name, "role": "intake"})
+    if began is None and db.row(origin, "source_slot", {"slot": stream.slot}) is not None:
+        raise SlotError(
+            f"slot {stream.slot!r} is there already and this platform did not make it: another one may read it; drop it at "
+            "the source if it is a leftover, or give the stream another name"
+        )
+    params = {
+        "stream": stream.name,
+        "role": "intake",
+        "phase": "importing history",
+        "done": 0,
+        "goal": 0,
+        "per_second": 0.0,
+        "message": "creating the slot",
+        "received_through": None,
+    }
+    with db.transaction(conn):
+        db.run(conn, "report_progress", params)
+    source.drop_slot(origin, stream.slot)
 
 
 def _spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progress) -> tuple[list[_Spool], int]:

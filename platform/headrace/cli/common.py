@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from headrace.definition.load import load_folder
+from headrace.definition.load import definition_files, load_file
 from headrace.definition.stream import Stream
 from headrace.errors import DefinitionError
 from headrace.live.supervisor import PINNED
@@ -39,11 +39,20 @@ def stream_of(settings: Settings, name: str) -> Stream:
     DefinitionError
         When no file defines it; the message lists those that are defined.
     """
-    streams = load_folder(settings.streams)
-    if name not in streams:
-        known = ", ".join(streams) or "none"
-        raise DefinitionError(f"found no stream {name!r} in {settings.streams}, only {known}")
-    return streams[name]
+    mistakes: list[str] = []
+    known: list[str] = []
+    for path in definition_files(settings.streams):
+        try:
+            stream = load_file(path)
+        except DefinitionError as error:  # another stream's mistakes do not stop this one
+            mistakes.append(str(error))
+            continue
+        if stream.name == name:
+            return stream
+        known.append(stream.name)
+    if mistakes:
+        raise DefinitionError("\n".join(mistakes))
+    raise DefinitionError(f"found no stream {name!r} in {settings.streams}, only {', '.join(known) or 'none'}")
 
 
 def pin(words: Sequence[str]) -> None:

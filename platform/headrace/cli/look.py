@@ -254,7 +254,18 @@ def run_doctor(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def run_source_sql(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace source-sql`"""
-    print(source.statements(stream_of(settings, arguments.stream), arguments.role), end="")
+    stream = stream_of(settings, arguments.stream)
+    identity = None
+    try:
+        with closing(db.connect(connection(settings, stream.source.conn_id), autocommit=True)) as origin:
+            identity = source.identity_columns(origin, stream)
+    except ServerError as error:
+        print(
+            f"headrace: the tables' primary keys are taken to be the ones that the definition names, since the source could "
+            f"not be asked: {error}",
+            file=sys.stderr,
+        )
+    print(source.statements(stream, arguments.role, identity), end="")
     return 0
 
 

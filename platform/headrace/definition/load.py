@@ -47,6 +47,19 @@ def load_file(path: Path) -> Stream:
     return stream
 
 
+def definition_files(folder: Path) -> list[Path]:
+    """The definition files of a folder, in the order of their names.
+
+    Raises
+    ------
+    DefinitionError
+        When there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DefinitionError(f"found no folder {folder}, expected stream definitions there; set HEADRACE_STREAMS")
+    return [path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")]
+
+
 def load_folder(folder: Path) -> dict[str, Stream]:
     """All streams of a folder by name, in the order of their files' names.
 
@@ -55,13 +68,9 @@ def load_folder(folder: Path) -> dict[str, Stream]:
     DefinitionError
         When the folder is missing, two files define the same name, or any definition has mistakes.
     """
-    if not folder.is_dir():
-        raise DefinitionError(f"found no folder {folder}, expected stream definitions there; set HEADRACE_STREAMS")
     streams: dict[str, Stream] = {}
     mistakes: list[str] = []
-    for path in sorted(folder.glob("*.py")):
-        if path.stem.startswith("_"):
-            continue
+    for path in definition_files(folder):
         try:
             stream = load_file(path)
         except DefinitionError as error:

@@ -15,6 +15,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg2
+
+from headrace.errors import ServerError
 from headrace.live.process import ProcessTree
 from headrace.settings import Settings
 from headrace.store import db, registry
@@ -65,9 +68,18 @@ class Supervisor:
     def run(self, stop: Callable[[], bool]) -> None:
         """Follow the registry until `stop` says so, then stop everything."""
         try:
+            away = False
             while not stop():
-                self.step()
-                time.sleep(0.2)
+                try:
+                    self.step()
+                    if away:
+                        logger.info("the platform's database is back")
+                    away = False
+                except (ServerError, psycopg2.OperationalError) as error:  # it restarts: the processes wait for it too
+                    if not away:
+                        logger.warning("the platform's database is away: %s", " ".join(str(error).split()))
+                    away = True
+                time.sleep(1.0 if away else 0.2)
         finally:
             self.stop()
 
