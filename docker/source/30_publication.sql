@@ -9,5 +9,4 @@ CREATE PUBLICATION "headrace_flights" FOR TABLE
 -- CREATE ROLE "headrace" LOGIN REPLICATION PASSWORD '...';
 GRANT USAGE ON SCHEMA "public" TO "headrace";
 GRANT SELECT ON "public"."departures" TO "headrace";
-GRANT USAGE ON SCHEMA "public" TO "headrace";
 GRANT SELECT ON "public"."arrivals" TO "headrace";
