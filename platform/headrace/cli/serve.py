@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 from headrace.cli.common import platform, stream_of, until_signalled
 from headrace.settings import Settings, signing_key
 from headrace.store import db, registry
-
-_PROCESS = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # as learners run
 
 
 def add_commands(commands: Any) -> None:
@@ -26,12 +23,6 @@ def add_commands(commands: Any) -> None:
 
 def run_serve(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace serve`"""
-    from headrace.live.supervisor import command
-
-    if any(settings.environment.get(name) != value for name, value in _PROCESS.items()):
-        # Equal bits need the learners' environment, which a running Python cannot change any more.
-        argv = command("serve", arguments.stream, "--host", arguments.host, "--port", str(arguments.port))
-        os.execve(argv[0], argv, {**settings.environment, **_PROCESS})  # noqa: S606 - replaces this very process
     stop = until_signalled()
     stream = stream_of(settings, arguments.stream)
     with platform(settings) as dsn:
