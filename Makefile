@@ -10,12 +10,12 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONHASHSEED := 0
 
-.PHONY: help demo test check lint types imports bench lock clean
+.PHONY: help demo test check bench lock clean
 
 help:
 	@echo "make demo [DEMO='--speed 28800 --until-promotion --json build/demo.json']   the whole product on a year of flights"
 	@echo "make test            all tests, on real servers that they start and stop"
-	@echo "make check           ruff, mypy --strict, import-linter"
+	@echo "make check           ruff, mypy --strict, import-linter, docs"
 	@echo "make bench NAME=...  a benchmark; writes build/bench/NAME.json"
 	@echo "make lock            resolve pyproject.toml again into requirements.lock"
 
@@ -34,6 +34,7 @@ check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/test_docs.py
 
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench $(NAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -150,6 +151,7 @@ def test_killed_at_random_it_learns_the_same(
     # A second platform at the same position, on a slot of its own that nobody reads yet.
     reference = database("reference", parse_dsn(registered.dsn)["dbname"])
     origin.execute("SELECT pg_copy_logical_replication_slot('headrace_small', 'headrace_reference')")
+    origin.execute("SELECT pg_copy_logical_replication_slot('headrace_small', 'headrace_ledger')")
     with closing(db.connect(reference)) as conn, conn, conn.cursor() as cursor:
         cursor.execute("UPDATE headrace.intake_positions SET slot = 'headrace_reference'")
 
@@ -200,6 +202,31 @@ def test_killed_at_random_it_learns_the_same(
     entries = f"SELECT count(*), min(seq), max(seq) FROM ({seqs}) AS e"
     ((count, first, end),) = query(registered.dsn, entries)
     assert (first, end) == (1, count)
+    audited(environment, tmp_path, application.sent.total())
+
+
+def audited(environment: dict[str, str], folder: Path, changes: int) -> None:
+    """`headrace check` is clean, also against what a third reader of the same WAL counted."""
+    ledger = folder / "ledger.json"
+    with ledger.open("w") as output:
+        subprocess.run(
+            headrace("ledger", "small", "--slot", "headrace_ledger"),
+            env=environment,
+            cwd=folder,
+            stdout=output,
+            check=True,
+        )
+    assert sum(sum(kinds.values()) for kinds in json.loads(ledger.read_text())["changes"].values()) == changes
+    words = headrace("check", "small", "--json", "--ledger", str(ledger))
+    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["small"]["ledger"]["ok"]
+    short = json.loads(ledger.read_text())
+    short["changes"]["public.visits"]["insert"] -= 1
+    ledger.write_text(json.dumps(short))
+    broken = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert broken.returncode == 5
+    assert "small: ledger: " in broken.stderr
 
 
 def kill_at_random(up: subprocess.Popen[bytes], dsn: str, application: Application) -> Counter[str]:
