@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import threading
 import time
@@ -32,16 +31,15 @@ from headrace.errors import BatchError, ServerError
 from headrace.live.process import ProcessTree
 from headrace.live.supervisor import command, environment
 from headrace.settings import Settings
-from headrace.store import db
+from headrace.store import db, registry
 from headrace.store.embedded import EmbeddedPostgres
-
-logger = logging.getLogger(__name__)
 
 STREAM = "flights"
 LIVE_FROM = datetime(2013, 10, 1, 4, tzinfo=UTC)  # midnight in New York
 _COMPARE_SECONDS = 15
 _SETTLE_SECONDS = 60.0
 _LAST_RUN_SECONDS = 20.0
+_LAST_LOOKS_SECONDS = 4.0 * _COMPARE_SECONDS  # how long compare runs may still look once no label comes any more
 
 
 @dataclass
@@ -49,7 +47,6 @@ class _Demo:
     """What runs, and when it happened."""
 
     settings: Settings
-    stream: Stream
     speed: float
     console: Console
     server: EmbeddedPostgres
@@ -121,9 +118,11 @@ def run_demo(settings: Settings, arguments: argparse.Namespace) -> int:
         demo.replayer.stop()
         if demo.replayer.error is not None:
             raise demo.replayer.error
+        if not _prepared(demo):  # stopped before there was anything to sum up
+            return 0
         if not stop():
             _settle(demo, stop)
-        summary = _summary(demo)
+        summary = _summary(demo, stop)
         demo.say("stopping")
     if arguments.json is not None:
         summary["seconds"]["total"] = round(time.monotonic() - began, 1)
@@ -162,7 +161,7 @@ def _start(
     stack.callback(workers.stop)
     replayer = Replayer(server.dsn(STREAM), data, LIVE_FROM, arguments.speed)
     stack.callback(replayer.stop)
-    demo = _Demo(settings, stream, arguments.speed, console, server, airflow, replayer, workers, variables, began)
+    demo = _Demo(settings, arguments.speed, console, server, airflow, replayer, workers, variables, began)
     demo.say("Postgres runs; starting Airflow beside it")
     threading.Thread(target=demo.steer, args=(lambda: replayer.stopped,), name="airflow", daemon=True).start()
     departed, landed = prepare(server.dsn(STREAM), stream, data, LIVE_FROM)
@@ -199,14 +198,15 @@ def _follow(demo: _Demo, stop: Callable[[], bool], *, until_promotion: bool) -> 
     """Show the race until it is over."""
     live = Live(console=demo.console, refresh_per_second=4, transient=False) if demo.console.is_terminal else None
     told, started = 0.0, False
+    over: float | None = None  # since when the year is over and everybody has read all of it
     with ExitStack() as stack:
         if live is not None:
             stack.enter_context(live)
         conn = None
         while not stop():
             _check_alive(demo)
-            if conn is None:
-                conn = _connect(demo, stack)
+            if conn is None and _prepared(demo):
+                conn = stack.enter_context(closing(db.connect(demo.dsn, autocommit=True)))
             now = race.look(conn, STREAM) if conn is not None else None
             if now is not None and now.seq and not started:
                 demo.replayer.start()
@@ -228,8 +228,10 @@ def _follow(demo: _Demo, stop: Callable[[], bool], *, until_promotion: bool) -> 
             elif now is not None and time.monotonic() - told > 5.0:
                 told = time.monotonic()
                 demo.console.print(f"{told - demo.began:5.0f} s  {now.line()}", soft_wrap=True)
-            if demo.replayer.done and until_promotion and _idle(now):
-                return
+            if until_promotion and demo.replayer.done and now is not None and _all_read(now):
+                over = over or time.monotonic()
+                if time.monotonic() - over > _LAST_LOOKS_SECONDS:
+                    return
             time.sleep(0.5)
 
 
@@ -246,24 +248,17 @@ def _serve(demo: _Demo) -> None:
     )
 
 
-def _idle(now: race.Race | None) -> bool:
-    """Whether all running versions have read the whole log, and a compare run could have looked at it."""
-    return (
-        now is not None and all(row[3] >= now.seq for row in now.versions if row[2] != "retired") and not now.evidence
-    )
+def _all_read(now: race.Race) -> bool:
+    """Whether every version that runs has read the whole log."""
+    return all(row[3] >= now.seq for row in now.versions if row[2] in registry.RUNNING)
 
 
-def _connect(demo: _Demo, stack: ExitStack) -> Any:
-    """A connection to the platform once its views are there."""
-    conn = db.connect(demo.dsn, autocommit=True)
-    with conn.cursor() as cursor:
+def _prepared(demo: _Demo) -> bool:
+    """Whether the platform has its tables and views."""
+    with closing(db.connect(demo.dsn, autocommit=True)) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT to_regclass('metrics.leaderboard') IS NOT NULL")
         row = cursor.fetchone()
-    if row is None or not row[0]:
-        conn.close()
-        return None
-    stack.callback(conn.close)
-    return conn
+    return row is not None and bool(row[0])
 
 
 def _check_alive(demo: _Demo) -> None:
@@ -298,13 +293,12 @@ def _settle(demo: _Demo, stop: Callable[[], bool]) -> None:
                 row[1] + row[2] for row in db.rows(conn, "race_accounting", {"stream": STREAM}) if row[0] == "stream"
             )
             refused = sum(row[3] for row in db.rows(conn, "race_accounting", {"stream": STREAM}) if row[0] == "stream")
-            running = [row for row in now.versions if row[2] in ("champion", "shadow", "probation", "catching_up")]
-            if streamed + refused >= sent and all(row[3] >= now.seq for row in running):
+            if streamed + refused >= sent and _all_read(now):
                 return
             time.sleep(0.5)
 
 
-def _summary(demo: _Demo) -> dict[str, Any]:
+def _summary(demo: _Demo, stop: Callable[[], bool]) -> dict[str, Any]:
     with closing(db.connect(demo.dsn, autocommit=True)) as conn:
         counted = {row[0]: row for row in db.rows(conn, "race_accounting", {"stream": STREAM})}
         promotions = db.rows(conn, "race_promotions", {"stream": STREAM})
@@ -319,7 +313,7 @@ def _summary(demo: _Demo) -> dict[str, Any]:
         learned = {version: int(labels) for version, labels in db.rows(conn, "race_learned", {"stream": STREAM})}
     runs: dict[str, Counter[str]] = {}
     if demo.ready is not None:
-        for run in _ended_runs(demo.airflow.client()):
+        for run in _ended_runs(demo.airflow.client(), stop):
             runs.setdefault(run["dag_id"], Counter())[run["state"]] += 1
     empty = ("", 0, 0, 0, 0)
     return {
@@ -342,13 +336,13 @@ def _summary(demo: _Demo) -> dict[str, Any]:
     }
 
 
-def _ended_runs(client: AirflowClient) -> list[dict[str, Any]]:
-    """All DAG runs, once the compare run at hand has ended."""
+def _ended_runs(client: AirflowClient, stop: Callable[[], bool]) -> list[dict[str, Any]]:
+    """All DAG runs, once the compare run at hand has ended, or at once when the demo was told to stop."""
     client.patch(f"/api/v2/dags/{STREAM}__compare", {"is_paused": True})
     deadline = time.monotonic() + _LAST_RUN_SECONDS
     while True:
         found = client.dag_runs("~", limit=1000)
-        if time.monotonic() > deadline or all(run["state"] in ("success", "failed") for run in found):
+        if stop() or time.monotonic() > deadline or all(run["state"] in ("success", "failed") for run in found):
             return found
         time.sleep(0.5)
 

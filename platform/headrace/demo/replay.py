@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.events import micros, moment
+from headrace.events import micros
 from headrace.store import db, source
 from headrace.store.queries import SQL
 
@@ -80,7 +80,6 @@ class Replayer:
         self._minutes = _by_minute(flights, self._start)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replayer", daemon=True)
-        self.now = start
         self.sent = {"events": 0, "labels": 0}
         self.error: Exception | None = None
         self.done = False
@@ -124,7 +123,6 @@ class Replayer:
                 conn.commit()
                 self.sent["events"] += len(departures)
                 self.sent["labels"] += len(arrivals)
-                self.now = moment(minute) + timedelta(minutes=1)
         self.done = True
 
 

@@ -1,8 +1,8 @@
 """The supervisor behind `headrace up`: starts what the registry asks for and restarts what dies.
 
-For each stream one intake, for each version that should run one learner, and an endpoint when asked. It decides nothing:
-versions appear in the registry and go again, and this loop follows. A process that dies is started again after a pause
-that doubles while it keeps dying; the lease keeps a second copy from ever writing.
+For each stream one intake, for each version that should run one learner. It decides nothing: versions appear in the
+registry and go again, and this loop follows. A process that dies is started again after a pause that grows while it
+keeps dying; the lease keeps a second copy from ever writing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +59,6 @@ class Supervisor:
         self._tree = ProcessTree(grace=10.0)
         self._children: dict[str, _Child] = {}
         self._environment = environment(settings, dsn)
-
-    @property
-    def pids(self) -> Mapping[str, int]:
-        """Process ids by name: `intake-<stream>`, `learn-<version>`."""
-        return self._tree.pids
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Follow the registry until `stop` says so, then stop everything."""
