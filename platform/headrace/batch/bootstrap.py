@@ -26,7 +26,7 @@ from headrace.events import Columns, Engine, LabelKind, LogColumn
 from headrace.flow.features import Encoder
 from headrace.flow.progressive import Progressive
 from headrace.flow.scores import GENESIS, log_loss
-from headrace.models.boosting import Ensemble, Trained
+from headrace.models.boosting import Trained
 from headrace.models.build import fresh, train
 from headrace.models.contract import Arrays, Clock, Floats, row_count, take
 from headrace.models.target_mean import TargetMeans
@@ -206,7 +206,7 @@ def bootstrap(
         epoch, cut = epochs[-1][0], epochs[-1][2]
     conn.commit()
     window = collect(conn, stream, columns, recipe, cut)
-    trained, heldout = _fit(conn, stream, recipe, window, cut, threads)
+    trained, heldout = _fit(conn, stream, recipe, key, window, cut, threads)
     artifact = np.frombuffer(trained.ensemble.dump(), dtype=np.uint8)
     model = fresh(recipe, key=key, artifact=artifact.tobytes())
     progressive = Progressive(model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS)
@@ -238,7 +238,7 @@ def bootstrap(
 
 
 def _fit(
-    conn: Connection, stream: Stream, recipe: Recipe, window: Window, cut: int, threads: int
+    conn: Connection, stream: Stream, recipe: Recipe, key: bytes, window: Window, cut: int, threads: int
 ) -> tuple[Trained, dict[str, Any]]:
     """Train on the window; score what was held out, over whole epochs, as the champion did."""
     order = np.argsort(window.label_row, kind="stable")  # training rows in order of their events
@@ -253,7 +253,8 @@ def _fit(
         )
     # Labels from the first held-out event on: none of them was known when the first part ended.
     judged = (window.label_seq >= epochs[0][1]) & (window.label_seq <= epochs[-1][2])
-    p = _sigmoid(_scores(trained.held_out, take(window.X, window.label_row[judged])))
+    first_part = fresh(recipe, key=key, artifact=trained.held_out.dump())
+    p = first_part.predict(first_part.prepare(take(window.X, window.label_row[judged])))
     losses, _ = log_loss(window.y[judged], p)
     heldout = {
         "log_loss": float(losses.mean()),
@@ -273,14 +274,6 @@ def champion_loss(conn: Connection, stream: str, first: int, last: int) -> float
     if row is None or row[0] != len(epochs) or not row[1]:
         return None
     return float(row[2]) / int(row[1])
-
-
-def _scores(ensemble: Ensemble, X: Columns) -> Floats:
-    return ensemble.trees.walk(ensemble.encoding.matrix(X))[1]
-
-
-def _sigmoid(score: Floats) -> Floats:
-    return 1.0 / (1.0 + np.exp(-score))
 
 
 def judge(version: str, heldout: Mapping[str, Any]) -> tuple[bool, str]:
