@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Columns = Mapping[str, NDArray[Any]]
+PARTITION_ENTRIES = 1_000_000  # of a partition of a stream's log
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -84,8 +85,17 @@ class LogBatch:
     y_before: NDArray[np.float64]  # corrections: the value before
     label_time: NDArray[np.int64]
     clock_labels: NDArray[np.int64]
+    clock_corrected: NDArray[np.int64]  # corrections: the watermark of the label that they replace
     epochs: tuple[EpochRange, ...]
     received_through: datetime | None  # receive time of the last segment
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """Events that were read back from the log: what a batch's labels answer, and nobody keeps in memory."""
+
+    seq: NDArray[np.int64]  # in order
+    events: Columns
 
 
 @dataclass(frozen=True)

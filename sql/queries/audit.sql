@@ -11,7 +11,7 @@ JOIN {schema}.segments AS s ON s.seq_first = (SELECT max(t.seq_first) FROM {sche
 GROUP BY s.origin;
 
 -- audit_accounting: what the accounting says
-SELECT origin, received, events, labels, corrections, held, quarantined, ignored, timeouts FROM headrace.accounting
+SELECT origin, received, events, labels, corrections, held, quarantined, ignored, timeouts, doubled FROM headrace.accounting
 WHERE stream = %(stream)s ORDER BY origin;
 
 -- audit_kept: rows that wait or were refused

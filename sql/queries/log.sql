@@ -22,13 +22,14 @@ UPDATE headrace.intake_positions SET slot_wal_bytes = %(slot_wal_bytes)s, safe_w
 WHERE stream = %(stream)s;
 
 -- add_accounting: what became of the changes of a transaction
-INSERT INTO headrace.accounting AS a (stream, origin, received, events, labels, corrections, held, quarantined, ignored, timeouts)
+INSERT INTO headrace.accounting AS a (stream, origin, received, events, labels, corrections, held, quarantined, ignored, timeouts,
+    doubled)
 VALUES (%(stream)s, %(origin)s, %(received)s, %(events)s, %(labels)s, %(corrections)s, %(held)s, %(quarantined)s, %(ignored)s,
-    %(timeouts)s)
+    %(timeouts)s, %(doubled)s)
 ON CONFLICT (stream, origin) DO UPDATE SET received = a.received + excluded.received, events = a.events + excluded.events,
     labels = a.labels + excluded.labels, corrections = a.corrections + excluded.corrections, held = a.held + excluded.held,
     quarantined = a.quarantined + excluded.quarantined, ignored = a.ignored + excluded.ignored,
-    timeouts = a.timeouts + excluded.timeouts;
+    timeouts = a.timeouts + excluded.timeouts, doubled = a.doubled + excluded.doubled;
 
 -- notify: wake the learners of a stream
 SELECT pg_notify(%(channel)s, '');
@@ -36,6 +37,9 @@ SELECT pg_notify(%(channel)s, '');
 -- add_epoch: an epoch that the entries of this transaction filled
 INSERT INTO headrace.epochs (stream, epoch, seq_first, seq_last, labels, watermark_first, watermark_last)
 VALUES (%(stream)s, %(epoch)s, %(seq_first)s, %(seq_last)s, %(labels)s, %(watermark_first)s, %(watermark_last)s);
+
+-- partition_entries: how many entries a partition of the stream's log has
+SELECT partition_entries FROM headrace.streams WHERE stream = %(stream)s;
 
 -- partitions: the log's partitions of a stream by name
 SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
@@ -54,7 +58,7 @@ CREATE INDEX ON {schema}.{name} ({column});
 COPY {schema}.events (seq, {columns}) FROM STDIN (FORMAT binary);
 
 -- write_labels: labels of a transaction
-COPY {schema}.labels (seq, event_seq, kind, y, y_before, label_time) FROM STDIN (FORMAT binary);
+COPY {schema}.labels (seq, event_seq, kind, y, y_before, corrects, label_time) FROM STDIN (FORMAT binary);
 
 -- write_segments: segments of a transaction
 COPY {schema}.segments (seq_first, seq_last, lsn, commit_time, received_at, watermark, definition_hash, origin)
@@ -64,33 +68,31 @@ FROM STDIN (FORMAT text);
 COPY {schema}.quarantine (relation, key, expectation, found, reason, content, lsn, origin, received_at) FROM STDIN (FORMAT text);
 
 -- hold_label: keep a label until its event comes
-INSERT INTO {schema}.held (key, y, label_time, lsn, received_at)
-VALUES (%(key)s, %(y)s, %(label_time)s, %(lsn)s, %(received_at)s)
-ON CONFLICT (key) DO UPDATE SET y = excluded.y, label_time = excluded.label_time, lsn = excluded.lsn,
-    received_at = excluded.received_at;
+INSERT INTO {schema}.held (key, y, label_time, deadline, lsn, received_at)
+VALUES (%(key)s, %(y)s, %(label_time)s, %(deadline)s, %(lsn)s, %(received_at)s)
+ON CONFLICT (key) DO UPDATE SET y = excluded.y, label_time = excluded.label_time, deadline = excluded.deadline,
+    lsn = excluded.lsn, received_at = excluded.received_at;
 
 -- release_labels: labels whose event came, or that were deleted
 DELETE FROM {schema}.held WHERE key = ANY (%(keys)s::text[]::{key_type}[]);
 
--- past_events: what the log says of events, by their keys
-SELECT DISTINCT ON (e.seq) e.key::text, e.seq, l.y
+-- past_events: what the log's entries before a seq say of events, by their keys
+SELECT DISTINCT ON (e.seq) e.key::text, e.seq, l.seq, l.kind::text, l.y
 FROM {schema}.events AS e
-LEFT JOIN {schema}.labels AS l ON l.event_seq = e.seq
-WHERE e.key = ANY (%(keys)s::text[]::{key_type}[])
+LEFT JOIN {schema}.labels AS l ON l.event_seq = e.seq AND l.seq < {before}
+WHERE e.key = ANY (%(keys)s::text[]::{key_type}[]) AND e.seq < {before}
 ORDER BY e.seq, l.seq DESC;
 
--- read_open: events without a label that may still get one, with the watermark when each entered
+-- first_open: no entry before this one may still wait for its label
+SELECT min(seq_first) FROM {schema}.segments WHERE watermark > %(since)s;
+
+-- follow_events: the events of a range, with the keys of those from a seq on
 COPY (
-    SELECT e.key, e.seq, s.watermark
-    FROM {schema}.events AS e
-    JOIN {schema}.segments AS s ON s.seq_first = (SELECT max(t.seq_first) FROM {schema}.segments AS t WHERE t.seq_first <= e.seq)
-    WHERE e.seq >= (SELECT coalesce(min(o.seq_first), 0) FROM {schema}.segments AS o WHERE o.watermark > {since})
-        AND NOT EXISTS (SELECT FROM {schema}.labels AS l WHERE l.event_seq = e.seq AND l.seq > e.seq AND l.kind <> 'correction')
-    ORDER BY e.seq
+    SELECT seq, CASE WHEN seq >= {remembered} THEN key END FROM {schema}.events WHERE seq > {after} AND seq <= {upto} ORDER BY seq
 ) TO STDOUT (FORMAT binary);
 
--- read_held: labels that wait for their event
-COPY (SELECT key, y, label_time FROM {schema}.held) TO STDOUT (FORMAT binary);
+-- read_held: labels that wait for their event, in the order in which they will be given up
+COPY (SELECT key, y, label_time, deadline FROM {schema}.held ORDER BY deadline) TO STDOUT (FORMAT binary);
 
 -- read_events: a range of events in order
 COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq > {after} AND seq <= {upto} ORDER BY seq) TO STDOUT (FORMAT binary);
@@ -98,9 +100,17 @@ COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq > {after} AND seq <= 
 -- read_events_by_seq: some events in order
 COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq = ANY ({seqs}) ORDER BY seq) TO STDOUT (FORMAT binary);
 
--- read_labels: a range of labels in order
+-- read_labels: a range of labels in order; of a correction also the watermark of the label that it replaces
 COPY (
-    SELECT seq, event_seq, CASE kind WHEN 'observed' THEN 0 WHEN 'timeout' THEN 1 ELSE 2 END, y, y_before, label_time
+    SELECT seq, event_seq, CASE kind WHEN 'observed' THEN 0 WHEN 'timeout' THEN 1 ELSE 2 END, y, y_before, label_time,
+        CASE WHEN corrects IS NOT NULL THEN
+            (SELECT s.watermark FROM {schema}.segments AS s WHERE s.seq_first <= corrects ORDER BY s.seq_first DESC LIMIT 1) END
+    FROM {schema}.labels WHERE seq > {after} AND seq <= {upto} ORDER BY seq
+) TO STDOUT (FORMAT binary);
+
+-- follow_labels: what a join must know of a range of labels
+COPY (
+    SELECT seq, event_seq, CASE kind WHEN 'observed' THEN 0 WHEN 'timeout' THEN 1 ELSE 2 END, y
     FROM {schema}.labels WHERE seq > {after} AND seq <= {upto} ORDER BY seq
 ) TO STDOUT (FORMAT binary);
 

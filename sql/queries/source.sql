@@ -2,20 +2,27 @@
 SELECT a.attname, a.atttypid::int, format_type(a.atttypid, -1)
 FROM pg_attribute AS a WHERE a.attrelid = to_regclass(%(table)s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum;
 
--- source_identity: how updates and deletes of a table name their row
-SELECT c.relreplident::text, EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
-FROM pg_class AS c WHERE c.oid = to_regclass(%(table)s);
+-- source_identity: how updates and deletes of a table, or of the partitions that hold its rows, name their row
+SELECT c.relreplident::text, EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary), c.oid::regclass::text
+FROM pg_class AS c
+WHERE c.oid = to_regclass(%(table)s) AND c.relkind <> 'p'
+    OR c.oid IN (SELECT t.relid FROM pg_partition_tree(to_regclass(%(table)s)) AS t WHERE t.isleaf)
+ORDER BY 3;
 
--- source_identity_columns: columns that name a table's row in updates and deletes
-SELECT a.attname FROM pg_class AS c
+-- source_identity_columns: columns that name a table's row in updates and deletes; NULL where it is the whole row
+SELECT CASE WHEN c.relreplident <> 'f' THEN a.attname END FROM pg_class AS c
 JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-WHERE c.oid = to_regclass(%(table)s) AND (c.relreplident = 'f' OR EXISTS (
+WHERE (c.oid = to_regclass(%(table)s) OR c.oid IN (SELECT t.relid FROM pg_partition_tree(to_regclass(%(table)s)) AS t WHERE t.isleaf))
+    AND (c.relreplident = 'f' OR EXISTS (
     SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END))
 ORDER BY a.attnum;
 
--- source_publication: tables of a publication with the columns it sends
-SELECT p.schemaname || '.' || p.tablename, p.attnames::text[] FROM pg_publication_tables AS p WHERE p.pubname = %(publication)s;
+-- source_publication: tables of a publication with the columns it sends, and whether they were listed
+SELECT p.schemaname || '.' || p.tablename, p.attnames::text[], EXISTS (
+    SELECT FROM pg_publication_rel AS r JOIN pg_publication AS b ON b.oid = r.prpubid
+    WHERE b.pubname = p.pubname AND r.prrelid = format('%%I.%%I', p.schemaname, p.tablename)::regclass AND r.prattrs IS NOT NULL)
+FROM pg_publication_tables AS p WHERE p.pubname = %(publication)s;
 
 -- source_settings: what decides whether the server can stream changes
 SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),
@@ -37,6 +44,9 @@ SELECT count(*) FROM {table};
 
 -- source_rows: rows of a table in order of time, for the history import
 COPY (SELECT {columns} FROM {table} ORDER BY {time}, {key}) TO STDOUT (FORMAT binary);
+
+-- source_labelled: labels that live in their events' rows, in order of time, for the history import
+COPY (SELECT {columns} FROM {table} WHERE {time} IS NOT NULL ORDER BY {time}, {key}) TO STDOUT (FORMAT binary);
 
 -- drop_slot: let go of a slot
 SELECT pg_drop_replication_slot(%(slot)s);

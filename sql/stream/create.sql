@@ -16,10 +16,11 @@ CREATE TABLE {schema}.labels (
     kind headrace.label_kind NOT NULL,
     y double precision,
     y_before double precision,
+    corrects bigint,
     label_time timestamptz,
     PRIMARY KEY (seq)
 ) PARTITION BY RANGE (seq);
-COMMENT ON TABLE {schema}.labels IS 'Entries of the training log that answer an event: observed, timeout (none came within the window) or correction.';
+COMMENT ON TABLE {schema}.labels IS 'Entries of the training log that answer an event: observed, timeout (none came within the window) or correction (of the label at seq corrects).';
 
 CREATE TABLE {schema}.segments (
     seq_first bigint PRIMARY KEY,
@@ -37,10 +38,11 @@ CREATE TABLE {schema}.held (
     key {key_type} PRIMARY KEY,
     y double precision,
     label_time timestamptz NOT NULL,
+    deadline timestamptz NOT NULL,
     lsn pg_lsn NOT NULL,
     received_at timestamptz NOT NULL
 );
-COMMENT ON TABLE {schema}.held IS 'Labels that came before their event, waiting for it.';
+COMMENT ON TABLE {schema}.held IS 'Labels that came before their event, waiting for it until the watermark reaches their deadline.';
 
 CREATE TABLE {schema}.quarantine (
     quarantine_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

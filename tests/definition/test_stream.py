@@ -30,7 +30,7 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
         lambda s: replace(s, label=replace(s.label, table="public.")),
         "label.table: found 'public.', expected schema.table",
     ),
-    (lambda s: replace(s, label=replace(s.label, table="public.visits")), "expected a table of its own for the labels"),
+    (lambda s: replace(s, label=replace(s.label, table="public.visits")), "expected a table of its own, or neither"),
     (lambda s: replace(s, source=replace(s.source, key="")), "source.key: found nothing"),
     (lambda s: replace(s, source=replace(s.source, event_time="")), "source.event_time: found nothing"),
     (lambda s: replace(s, source=replace(s.source, conn_id="")), "source.conn_id: found nothing"),
@@ -58,6 +58,14 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (
         lambda s: replace(s, features=[number("size"), target_mean("colour")]),
         "target_mean('colour') needs category('colour')",
+    ),
+    (lambda s: replace(s, label=replace(s.label, table=None)), "label.key: found 'visit_id' without a table"),
+    (lambda s: replace(s, label=replace(s.label, key=None)), "label.key: found nothing"),
+    (lambda s: replace(s, label=replace(s.label, on_late="never")), "label.on_late: found 'never'"),  # type: ignore[arg-type]
+    (lambda s: replace(s, label=replace(s.label, on_late="reweight")), "'reweight' weighs the negatives"),
+    (
+        lambda s: replace(s, label=replace(s.label, table=None, key=None, value=col("size") > 5)),
+        "'size' is the label's: it would leak",
     ),
     (lambda s: replace(s, slices=["size"]), "slices: 'size' is not a declared category"),
     (lambda s: replace(s, contract=[expect.between("size", 2, 1)]), "has its minimum above its maximum"),

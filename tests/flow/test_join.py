@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.events import EpochRange, LabelKind
-from headrace.flow.join import NO_TIME, Chunk, Counts, Epoch, Join, Joined, Op, Past
+from headrace.flow.join import NO_TIME, Answer, Chunk, Counts, Epoch, Held, Join, Joined, Op, Past
 
 NO_CLOCK = -(2**63)
 WINDOW = 20
@@ -47,8 +47,22 @@ def unlabel(key: str) -> Change:
     return Change(Op.UNLABEL, key.encode(), NO_TIME)
 
 
-def new_join(*, negative: bool = False, epoch_labels: int = 3, epoch_time: int = 50) -> Join:
-    return Join(window=WINDOW, negative=negative, epoch_labels=epoch_labels, epoch_time=epoch_time)
+def new_join(*, negative: bool = False, epoch_labels: int = 3, epoch_time: int = 50, partition: int = 1000) -> Join:
+    options = {"epoch_labels": epoch_labels, "epoch_time": epoch_time, "partition": partition}
+    return Join(window=WINDOW, negative=negative, **options)
+
+
+def chunk_of(commits: Sequence[Commit], first_row: int) -> Chunk:
+    changes = [(c, change) for c, commit in enumerate(commits) for change in commit.changes]
+    return Chunk(
+        np.array([c for c, _ in changes], dtype=np.int64),
+        np.array([change.op for _, change in changes], dtype=np.int8),
+        [change.key for _, change in changes],
+        np.array([change.time for _, change in changes], dtype=np.int64),
+        np.array([change.y for _, change in changes], dtype=np.float64),
+        np.arange(len(changes), dtype=np.int64) + first_row,
+        np.array([commit.clock for commit in commits], dtype=np.int64),
+    )
 
 
 @dataclass
@@ -56,36 +70,37 @@ class Log:
     """What a database would hold, and give back to a join that starts again."""
 
     join: Join
-    events: list[tuple[int, bytes, int]] = field(default_factory=list)  # seq, key, watermark when it entered
+    events: list[tuple[int, bytes]] = field(default_factory=list)  # seq, key
     labels: list[tuple[Any, ...]] = field(default_factory=list)  # seq, event, kind, y, y before, time
     segments: list[tuple[int, int, int, int]] = field(default_factory=list)  # seq_first, seq_last, commit, watermark
     epochs: list[EpochRange] = field(default_factory=list)
-    held: dict[bytes, tuple[float, int]] = field(default_factory=dict)
+    held: dict[bytes, Held] = field(default_factory=dict)
+    orphans: list[tuple[bytes, Held, int]] = field(default_factory=list)  # with the commit that gave it up
     duplicates: list[tuple[int, int]] = field(default_factory=list)  # row, commit
     counts: Counts = field(default_factory=Counts)
 
     def add(self, commits: Sequence[Commit], first_row: int, first_commit: int) -> None:
         """Run one chunk and store what it gives."""
-        changes = [(c, change) for c, commit in enumerate(commits) for change in commit.changes]
-        chunk = Chunk(
-            np.array([c for c, _ in changes], dtype=np.int64),
-            np.array([change.op for _, change in changes], dtype=np.int8),
-            [change.key for _, change in changes],
-            np.array([change.time for _, change in changes], dtype=np.int64),
-            np.array([change.y for _, change in changes], dtype=np.float64),
-            np.arange(len(changes), dtype=np.int64) + first_row,
-            np.array([commit.clock for commit in commits], dtype=np.int64),
-        )
+        chunk = chunk_of(commits, first_row)
         joined = self.join.run(chunk, self.past(self.join.unknown_keys(chunk)))
-        self.counts = Counts(*(a + b for a, b in zip(astuple(self.counts), astuple(joined.counts), strict=True)))
-        self.counts.received += len(changes)
         self._store(joined, chunk, first_row, first_commit)
 
+    def add_in_parts(self, commit: Commit, size: int, first_row: int, number: int) -> None:
+        """Run one commit in parts."""
+        reach = chunk_of([commit], first_row).reach()
+        starts = range(0, max(len(commit.changes), 1), size)
+        for start in starts:
+            chunk = chunk_of([Commit(commit.changes[start : start + size])], first_row + start)
+            past = self.past(self.join.unknown_keys(chunk))
+            joined = self.join.run_part(chunk, past, reach, last=start == starts[-1])
+            self._store(joined, chunk, first_row + start, number)
+
     def _store(self, joined: Joined, chunk: Chunk, first_row: int, first_commit: int) -> None:
+        self.counts = Counts(*(a + b for a, b in zip(astuple(self.counts), astuple(joined.counts), strict=True)))
+        self.counts.received += len(chunk.op)
         self.segments += [(a, b, c + first_commit, w) for a, b, c, w in joined.segments]
-        clock = {seq: w for a, b, _, w in joined.segments for seq in range(a, b + 1)}
         for seq, row in zip(joined.event_seq, joined.event_row, strict=True):
-            self.events.append((seq, chunk.key[row - first_row], clock[seq]))
+            self.events.append((seq, chunk.key[row - first_row]))
         columns = (
             joined.label_seq,
             joined.label_event,
@@ -97,37 +112,73 @@ class Log:
         self.labels += zip(*columns, strict=True)
         self.epochs += joined.epochs
         self.duplicates += [(row, commit + first_commit) for row, commit in joined.duplicates]
+        self.orphans += [(key, label, commit + first_commit) for key, label, commit in joined.orphans]
         for key in joined.released:
             self.held.pop(key, None)
-        self.held |= {key: (y, time) for key, (_, y, time) in joined.held.items()}
+        self.held |= {key: label for key, (_, label) in joined.held.items()}
+
+    def clock(self) -> dict[int, int]:
+        """The watermark that each entry came with."""
+        return {seq: w for first, last, _, w in self.segments for seq in range(first, last + 1)}
 
     def past(self, keys: Sequence[bytes]) -> dict[bytes, Past]:
-        """The newest event of each key with its newest value."""
-        found = {}
-        for seq, key, _ in self.events:
-            if key in keys:
-                values = [y for _, of, _, y, _, _ in self.labels if of == seq]
-                found[key] = Past(seq, values[-1] if values else math.nan)
+        """The newest event of each key in older partitions, with its newest answer there: what indexes find."""
+        found, before = {}, self.join.remembers_from
+        for seq, key in self.events:
+            if key in keys and seq < before:
+                answers = [
+                    Answer(at, y, kind == LabelKind.TIMEOUT)
+                    for at, of, kind, y, *_ in self.labels
+                    if of == seq and at < before
+                ]
+                found[key] = Past(seq, answers[-1] if answers else None)
         return found
 
-    def restart(self) -> None:
-        """A new join, brought to where the log stands, as `Appender.resume` does it."""
+    def restart(self, step: int = 3) -> None:
+        """A new join, brought to where the log stands in steps, as `Appender.resume` does it."""
         old = self.join
-        self.join = Join(
+        new = Join(
             window=old.window,
             negative=old._timeout_y == 0.0,
             epoch_labels=old._epoch_labels,
             epoch_time=old._epoch_time,
+            partition=old.partition,
         )
+        since = [first for first, _, _, watermark in self.segments if watermark > old.watermark - old.window]
+        newest = old.seq // old.partition * old.partition
+        new.start(max(min([*since, newest]) - 1, 0))
+        while new.seq < old.seq:
+            follow(new, self, min(new.seq + step, old.seq))
+        self.hand_over(new)
+
+    def hand_over(self, join: Join) -> None:
+        """Go on with a join that followed this log."""
+        old, self.join = self.join, join
         epoch = Epoch(old.epoch.number, old.epoch.seq_first, old.epoch.labels, old.epoch.watermark_first)
-        self.join.resume(seq=old.seq, watermark=old.watermark, epoch=epoch, held=dict(self.held))
-        closed = {of for _, of, kind, *_ in self.labels if kind != LabelKind.CORRECTION}
-        waiting = [e for e in self.events if e[0] not in closed and e[2] > old.watermark - WINDOW]
-        self.join.reopen([k for _, k, _ in waiting], [s for s, _, _ in waiting], [w for _, _, w in waiting])
+        held = dict(sorted(self.held.items(), key=lambda item: item[1].deadline))
+        self.join.resume(watermark=old.watermark, epoch=epoch, held=held)
 
     def content(self) -> str:
         """Everything, comparable; repr since NaN differs from itself."""
-        return repr((self.events, self.labels, self.segments, self.epochs, self.held, self.duplicates, self.counts))
+        parts = (self.events, self.labels, self.segments, self.epochs, sorted(self.held.items()), sorted(self.orphans))
+        return repr((*parts, self.duplicates, self.counts))
+
+
+def follow(join: Join, log: Log, upto: int) -> None:
+    """Give a join the log's next entries."""
+    after, remembered = join.seq, upto // join.partition * join.partition
+    events = [(seq, key) for seq, key in log.events if after < seq <= upto]
+    labels = [label for label in log.labels if after < label[0] <= upto]
+    join.follow(
+        upto,
+        np.array([seq for seq, _ in events], dtype=np.int64),
+        [key for seq, key in events if seq >= remembered],
+        np.array([label[0] for label in labels], dtype=np.int64),
+        np.array([label[1] for label in labels], dtype=np.int64),
+        np.array([label[2] for label in labels], dtype=np.int64),
+        np.array([label[3] for label in labels], dtype=np.float64),
+        [(first, watermark) for first, _, _, watermark in log.segments if after < first <= upto],
+    )
 
 
 def run(commits: Sequence[Commit], cuts: Sequence[tuple[int, bool]] = (), **options: Any) -> Log:
@@ -166,15 +217,43 @@ def cut_histories(draw: st.DrawFn) -> tuple[list[Commit], list[tuple[int, bool]]
 
 
 @settings(max_examples=200, deadline=None)
-@given(cut_histories(), st.booleans())
-def test_chunks_and_restarts_change_nothing(
-    history: tuple[list[Commit], list[tuple[int, bool]]], negative: bool
+@given(cut_histories(), st.booleans(), st.sampled_from([1, 4, 1000]), st.integers(1, 4))
+def test_chunks_restarts_and_parts_change_nothing(
+    history: tuple[list[Commit], list[tuple[int, bool]]], negative: bool, partition: int, size: int
 ) -> None:
     commits, cuts = history
-    whole = run(commits, negative=negative)
-    assert run(commits, cuts, negative=negative).content() == whole.content()
+    whole = run(commits, negative=negative, partition=partition)
+    assert run(commits, cuts, negative=negative, partition=partition).content() == whole.content()
     single = [(i, True) for i in range(1, len(commits))]
-    assert run(commits, single, negative=negative).content() == whole.content()
+    assert run(commits, single, negative=negative, partition=partition).content() == whole.content()
+    parts = Log(new_join(negative=negative, partition=partition))
+    row = 0
+    for number, commit in enumerate(commits):
+        parts.add_in_parts(commit, size, row, number)
+        row += len(commit.changes)
+    assert parts.content() == whole.content()
+
+
+@settings(max_examples=200, deadline=None)
+@given(commits_of, st.booleans(), st.sampled_from([1, 4, 1000]), st.data())
+def test_a_join_that_followed_the_log_goes_on_with_it(
+    commits: list[Commit], negative: bool, partition: int, data: st.DataObject
+) -> None:
+    """A standby takes over: it made no entry, and knows what their maker knows."""
+    whole = run(commits, negative=negative, partition=partition)
+    log, standby = (
+        Log(new_join(negative=negative, partition=partition)),
+        new_join(negative=negative, partition=partition),
+    )
+    row, takeover = 0, data.draw(st.integers(0, len(commits)))
+    for number, commit in enumerate(commits):
+        if number == takeover:
+            log.hand_over(standby)
+        log.add([commit], row, number)
+        row += len(commit.changes)
+        if log.join.seq > standby.seq:
+            follow(standby, log, log.join.seq)
+    assert log.content() == whole.content()
 
 
 @settings(max_examples=200, deadline=None)
@@ -186,7 +265,7 @@ def test_what_came_in_is_accounted_for(commits: list[Commit], negative: bool) ->
         counts.events + counts.labels + counts.corrections + counts.held + counts.quarantined + counts.ignored
     )
     assert counts.held == len(log.held) == len(join.held)
-    assert counts.quarantined == len(log.duplicates)
+    assert counts.quarantined == len(log.duplicates) + len(log.orphans)
     kinds = [LabelKind(kind) for _, _, kind, *_ in log.labels]
     assert counts.events == len(log.events)
     assert (counts.labels, counts.timeouts, counts.corrections) == tuple(kinds.count(k) for k in LabelKind)
@@ -201,7 +280,7 @@ def test_what_came_in_is_accounted_for(commits: list[Commit], negative: bool) ->
     closing = [of for _, of, kind, *_ in log.labels if kind != LabelKind.CORRECTION]
     assert len(closing) == len(set(closing))
     assert join.open_events == len(log.events) - len(closing)
-    events = {seq for seq, *_ in log.events}
+    events = {seq for seq, _ in log.events}
     assert all(of in events and of < seq for seq, of, *_ in log.labels)
 
 
@@ -217,8 +296,9 @@ def test_time_outs_come_exactly_when_due(commits: list[Commit], negative: bool) 
     closing = {
         of: (seq, LabelKind(kind), y, time) for seq, of, kind, y, _, time in log.labels if kind != LabelKind.CORRECTION
     }
-    for seq, _, entered in log.events:
-        deadline = entered + WINDOW
+    entered = log.clock()
+    for seq, _ in log.events:
+        deadline = entered[seq] + WINDOW
         due = next((c for c in range(commit_of[seq], len(commits)) if reached[c] >= deadline), None)
         if seq not in closing:
             assert due is None, "it waits longer than its window"
@@ -264,7 +344,7 @@ def test_a_label_closes_its_event() -> None:
 
 def test_a_label_before_its_event_is_held_then_logged_with_its_own_time() -> None:
     log = run([Commit((label("a", 1),)), Commit((event("a", 5),))], [(1, True)])
-    assert [(seq, key) for seq, key, _ in log.events] == [(1, b"a")]
+    assert log.events == [(1, b"a")]
     assert log.labels[0][0] == 2
     assert log.labels[0][5] == 1
     assert log.held == {}

@@ -14,7 +14,7 @@ import pytest
 
 from headrace.errors import ServerError, SnapshotError
 from headrace.events import Engine, EpochRange, LabelKind, LogBatch, micros
-from headrace.flow.join import new_join
+from headrace.flow.join import Held, new_join
 from headrace.store import checkpoints, db, log, registry, source
 from headrace.store.checkpoints import Checkpoint
 
@@ -114,9 +114,7 @@ def test_some_events_by_their_seq(full: Any, conn: Any) -> None:
     assert {len(v) for v in log.read_events(conn, "small", full.columns, some[:0]).values()} == {0}
 
 
-def test_partitions_do_not_show(
-    registered: Any, origin: Any, monkeypatch: pytest.MonkeyPatch, database: Callable[..., str]
-) -> None:
+def test_partitions_do_not_show(registered: Any, origin: Any) -> None:
     """The same rows into one partition and into many: corrections of long closed events find them either way."""
     origin.add(*origin.rows(0, 200))
     registered.import_history(origin)
@@ -132,7 +130,7 @@ def test_partitions_do_not_show(
     origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
     again = type(origin)(origin.dsn, origin.stream)
     origin.add(*again.rows(0, 200))
-    monkeypatch.setattr(log, "PARTITION_ENTRIES", 64)
+    registered.query("UPDATE headrace.streams SET partition_entries = 64")
     registered.import_history(origin)
     origin.execute("UPDATE outcomes SET score = 50 - score")
     origin.execute("DELETE FROM outcomes WHERE visit_id < 50")
@@ -159,9 +157,9 @@ def test_a_join_comes_back_as_it_was(full: Any, conn: Any) -> None:
     )
     assert join.open_events == waiting[0][0] > 0
     assert (join.seq, join.epoch) == (at.seq, at.epoch)
-    assert {int.from_bytes(k, "big"): v for k, v in join.held.items()} == {
-        5000: (1.0, micros(full.query("SELECT label_time FROM small.held")[0][0]))  # as it was changed since
-    }
+    ((time, deadline),) = full.query("SELECT label_time, deadline FROM small.held")
+    held = Held(1.0, micros(time), micros(deadline))  # as it was changed since
+    assert {int.from_bytes(k, "big"): v for k, v in join.held.items()} == {5000: held}
 
 
 KEYS: dict[str, list[Any]] = {

@@ -13,7 +13,7 @@ import psycopg2.extras
 import pytest
 
 from headrace import Label, category, col, expect, hour_of_day, number
-from headrace.errors import DecodeError, SlotError, SourceError
+from headrace.errors import SlotError, SourceError
 from headrace.store import db, source
 
 READY = ["connection", "wal_level", "replication slots", "tables and columns", "replication"]
@@ -352,11 +352,20 @@ def test_a_missing_publication_is_refused_before_it_loses_changes(running: Any, 
         running.follow(origin)
 
 
-def test_a_truncated_table_stops_the_intake(running: Any, origin: Any) -> None:
+def test_a_truncated_table_is_noted_and_does_not_stop_the_stream(running: Any, origin: Any) -> None:
     origin.execute("ALTER PUBLICATION headrace_small SET (publish = 'insert, update, delete, truncate')")
-    origin.execute("TRUNCATE outcomes")
-    with pytest.raises(DecodeError, match="a published table was truncated, which has no meaning for a training log"):
-        running.follow(origin)
+    origin.execute("TRUNCATE outcomes, visits")
+    origin.add(*origin.rows(1000, 10))
+    running.follow(origin)
+    noted = running.query("SELECT relation, expectation, reason FROM small.quarantine ORDER BY 1")
+    assert [(relation, expectation) for relation, expectation, _ in noted] == [
+        ("public.outcomes", "truncate"),
+        ("public.visits", "truncate"),
+    ]
+    assert noted[0][2].startswith(
+        "public.outcomes was truncated; expected deletes, since the rows that went are not named"
+    )
+    assert running.query("SELECT count(*) FROM small.events WHERE key >= 1000") == [(10,)]
 
 
 def test_heartbeats_carry_stream_time(running: Any, origin: Any) -> None:

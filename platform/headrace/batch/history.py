@@ -24,10 +24,10 @@ from psycopg2.extensions import connection as Connection
 from headrace.definition.stream import Stream
 from headrace.errors import SlotError, SourceError
 from headrace.events import LogColumn, micros
-from headrace.flow.admit import Admission
+from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import unpack_chunk
 from headrace.flow.gate import Rows
-from headrace.flow.join import Counts, Join, new_join
+from headrace.flow.join import Counts, Join
 from headrace.store import db, log, source
 from headrace.store.leases import Lease
 from headrace.store.queries import all_queries
@@ -105,23 +105,30 @@ def _replace_slot(conn: Connection, origin: Connection, stream: Stream) -> None:
 
 def _spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progress) -> tuple[list[_Spool], int]:
     """Copy both tables, as the snapshot sees them, into files in order of time and key; gives their number of rows."""
-    spools, total = [], 0
+    spools, total, needed = [], 0, source.needed_columns(stream)
+    answers = (stream.label_key, stream.label.value.column, stream.label.label_time)
     tables = (
-        (stream.source.table, stream.source.event_time, stream.source.key),
-        (stream.label.table, stream.label.label_time, stream.label.key),
+        (stream.source.table, "source_rows", stream.source.event_time, stream.source.key, needed[stream.source.table]),
+        (
+            stream.label_table,
+            "source_labelled" if stream.own_row else "source_rows",
+            stream.label.label_time,
+            stream.label_key,
+            tuple(dict.fromkeys(answers)),
+        ),
     )
     with closing(db.connect(dsn, application="headrace import")) as origin, origin.cursor() as cursor:
         origin.set_session(isolation_level="REPEATABLE READ", readonly=True)
         cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
-        for table, time, key in tables:
-            name, columns = source.identifiers(table), source.needed_columns(stream)[table]
+        for number, (table, query, time, key, columns) in enumerate(tables):
+            name = source.identifiers(table)
             cursor.execute(sql.SQL(all_queries()["source_count"]).format(table=name))
             row = cursor.fetchone()
             count = int(row[0]) if row else 0
             total += count
             progress(f"copying {count:,} rows of {table}", 0, count)
-            path = folder / f"{table}.copy"
-            text = sql.SQL(all_queries()["source_rows"]).format(
+            path = folder / f"{number}.copy"
+            text = sql.SQL(all_queries()[query]).format(
                 columns=source.columns_text(columns), table=name, time=sql.Identifier(time), key=sql.Identifier(key)
             )
             with path.open("wb") as file:
@@ -195,11 +202,10 @@ def _load(
     progress: Progress,
 ) -> Imported:
     """Merge, gate, join and append; one transaction."""
-    now, done = datetime.now(UTC), 0
-    join, sums = new_join(stream), Counts()
-    appender = log.Appender(stream.name, stream.hash(), columns)
+    now, done, sums = datetime.now(UTC), 0, Counts()
     with db.transaction(conn):
         lease.check(conn)
+        join, appender = log.open_log(conn, stream, columns)
         for events, labels in _stretches(*spools):
             counts = _append(conn, appender, join, Admission(stream, columns), events, labels, lsn, now)
             sums = Counts(*(a + b for a, b in zip(astuple(sums), astuple(counts), strict=True)))
@@ -238,10 +244,12 @@ def _append(
     rank[np.argsort(times, kind="stable")] = np.arange(len(times))
     ticks, commit = np.unique(times // TICK, return_inverse=True)
     commit_time = np.full(len(times), micros(now))
-    admission.events(events[0], rank[:split], commit[:split], commit_time[:split])
-    admission.labels(labels[0], rank[split:], commit[split:], commit_time[split:])
+    admission.events(Stretch(events[0], rank[:split], commit[:split], commit_time[:split]), labels=False)
+    admission.labels(Stretch(labels[0], rank[split:], commit[split:], commit_time[split:]))
+    if admission.stream.own_row:
+        admission.doubled += len(labels[0])
     chunk = admission.chunk(np.full(len(ticks), -(2**63)))
-    joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk)))
+    joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk), join.remembers_from))
     commits = log.Commits([lsn] * len(ticks), [now] * len(ticks))
     appender.append(conn, joined, admission, commits, "history")
     return joined.counts

@@ -21,7 +21,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import parse_dsn
 from sqlalchemy import URL
 
-from headrace.definition.expect import Expectation, finite, not_null
+from headrace.definition.expect import UPDATE_KINDS, Expectation, finite, not_null
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError
 from headrace.store import db
@@ -181,7 +181,8 @@ def _all(stream: Stream) -> list[Expectation]:
     numbers = stream.feature_columns("number")
     implied = [not_null(stream.source.key), not_null(stream.source.event_time), *(finite(n) for n in numbers)]
     declared = {(e.kind, column) for e in stream.contract for column in e.columns}
-    return [e for e in implied if (e.kind, e.columns[0]) not in declared] + list(stream.contract)
+    asked = [e for e in stream.contract if e.kind not in UPDATE_KINDS]
+    return [e for e in implied if (e.kind, e.columns[0]) not in declared] + asked
 
 
 def compiled(stream: Stream, expectation: Expectation) -> list[tuple[str, Any]]:

@@ -20,6 +20,7 @@ Kind = Literal[
     "regex",
     "length",
     "less_than",
+    "immutable",
     "label_rate",
     "row_count",
     "unique",
@@ -27,6 +28,7 @@ Kind = Literal[
 ROW_KINDS: frozenset[str] = frozenset(
     {"not_null", "finite", "between", "in_set", "not_in_set", "regex", "length", "less_than"}
 )
+UPDATE_KINDS: frozenset[str] = frozenset({"immutable"})  # judge how a row changes: no window of the log shows that
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ def length(column: str, minimum: int | None = None, maximum: int | None = None) 
 def less_than(column: str, other: str) -> Expectation:
     """`column < other` on every row where both have a value."""
     return Expectation("less_than", (column, other))
+
+
+def immutable(*columns: str) -> Expectation:
+    """An UPDATE leaves these columns of an event as they were; it needs REPLICA IDENTITY FULL on the events' table."""
+    return Expectation("immutable", columns)
 
 
 def label_rate(minimum: float, maximum: float) -> Expectation:

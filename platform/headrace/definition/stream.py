@@ -41,14 +41,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Label:
-    """What is to be predicted, and when it is known."""
+    """What is to be predicted, and when it is known.
+
+    Labels have a table of their own, or live in the event's own row (no `table`, no `key`): set when it is inserted, or
+    by an UPDATE later. There a row is labelled once both `label_time` and the value's column are not NULL.
+    """
 
     value: Expression
     label_time: str  # timestamptz: when the label became known
     window: timedelta  # how long to wait for a label, in stream time, after its event
     if_missing: Literal["negative", "drop"]  # what no label within the window means
-    table: str  # schema.table that holds the labels
-    key: str  # its column that names the event
+    table: str | None = None  # schema.table that holds the labels; None: the event's own row
+    key: str | None = None  # its column that names the event
+    on_late: Literal["ignore", "learn", "reweight"] = (
+        "ignore"  # a label that comes, or changes, after the event's first
+    )
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,21 @@ class Stream:
     def publication(self) -> str:
         """Name of its publication at the source."""
         return f"headrace_{self.name}"
+
+    @property
+    def own_row(self) -> bool:
+        """Whether labels live in the event's own row."""
+        return self.label.table is None
+
+    @property
+    def label_table(self) -> str:
+        """The table that holds the labels."""
+        return self.label.table or self.source.table
+
+    @property
+    def label_key(self) -> str:
+        """The label table's column that names the event."""
+        return self.label.key or self.source.key
 
     def columns(self) -> tuple[str, ...]:
         """Source columns that the log keeps beside key and event time, in order of first mention."""
@@ -141,11 +163,14 @@ def _names(stream: Stream) -> Iterator[str]:
             f"name: found {stream.name!r}, expected lower-case letters, digits and underscores, starting with a letter, "
             f"at most 41 of them, not with pg_, and none of {', '.join(_RESERVED_STREAMS)}"
         )
-    for where, table in (("source.table", stream.source.table), ("label.table", stream.label.table)):
+    for where, table in (("source.table", stream.source.table), ("label.table", stream.label_table)):
         if not table or table.count(".") != 1 or not all(table.split(".")):
             yield f"{where}: found {table!r}, expected schema.table"
     if stream.label.table == stream.source.table:
-        yield f"label.table: found {stream.label.table!r}, the events' own table; expected a table of its own for the labels"
+        yield (
+            f"label.table: found {stream.label.table!r}, the events' own table; expected a table of its own, or neither "
+            "table nor key for labels in the event's own row"
+        )
     for where, value in (("key", stream.source.key), ("event_time", stream.source.event_time)):
         if not value:
             yield f"source.{where}: found nothing, expected the name of a column"
@@ -168,8 +193,17 @@ def _label(stream: Stream) -> Iterator[str]:
         yield f"label.if_missing: found {label.if_missing!r}, expected 'negative' or 'drop'"
     if not label.label_time:
         yield "label.label_time: found nothing, expected the column that says when the label became known"
-    if not label.key:
+    if label.table is not None and not label.key:
         yield "label.key: found nothing, expected the label table's column that names the event"
+    if label.table is None and label.key is not None:
+        yield f"label.key: found {label.key!r} without a table; expected both, or neither for labels in the event's own row"
+    if label.on_late not in ("ignore", "learn", "reweight"):
+        yield f"label.on_late: found {label.on_late!r}, expected 'ignore', 'learn' or 'reweight'"
+    if label.on_late == "reweight" and label.if_missing != "negative":
+        yield (
+            "label.on_late: 'reweight' weighs the negatives that a missing label became; found if_missing='drop', expected "
+            "'negative', or on_late='learn'"
+        )
 
 
 def _features(stream: Stream) -> Iterator[str]:
@@ -190,8 +224,9 @@ def _features(stream: Stream) -> Iterator[str]:
                 if column not in categories:
                     yield f"features: {feature.kind}({column!r}) needs category({column!r}), which is not declared"
     value = stream.label.value
-    if isinstance(value, Expression) and stream.label.table == stream.source.table and value.column in stream.columns():
-        yield f"features: {value.column!r} is the label: it would leak"
+    for column in (value.column, stream.label.label_time) if stream.own_row and isinstance(value, Expression) else ():
+        if column in stream.columns():
+            yield f"features, contract: {column!r} is the label's: it would leak"
     for column in stream.slices:
         if column not in categories:
             yield f"slices: {column!r} is not a declared category"

@@ -9,8 +9,8 @@ maximum. Window-level expectations (label rate, row count, unique) are the quali
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from headrace.definition.expect import Expectation
 from headrace.definition.stream import Stream
 from headrace.events import moment
 from headrace.flow.pgtypes import NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, Column, decode
-from headrace.flow.wire import Cells
+from headrace.flow.wire import NULL, Cells
 
 Mask = NDArray[np.bool_]
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999: what datetime holds
@@ -37,10 +37,13 @@ class Rows:
         The fields.
     columns
         For each column's name its index in `cells` and its type's oid.
+    before
+        The same rows before an UPDATE, where all of them were sent.
     """
 
     cells: Cells
     columns: Mapping[str, tuple[int, int]]
+    before: Rows | None = None
     _decoded: dict[str, Column] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -52,12 +55,25 @@ class Rows:
             self._decoded[name] = decode(self.cells, index, oid)
         return self._decoded[name]
 
+    def take(self, index: NDArray[np.intp]) -> Rows:
+        """Some of the rows."""
+        before = None if self.before is None else self.before.take(index)
+        return Rows(self.cells.take(index), self.columns, before)
+
+    def unsent(self, name: str) -> Mask:
+        """Where a value was not sent: TOASTed, and unchanged by the UPDATE."""
+        unsent: Mask = self.cells.length[self.columns[name][0]] < NULL
+        return unsent
+
     def as_text(self, name: str, row: int) -> str | None:
         """One value for people; None for NULL."""
-        column = self[name]
-        if column.null[row]:
+        index, oid = self.columns[name]
+        if self.cells.length[index, row] < NULL:
+            return "(unchanged, not sent)"
+        column = decode(self.cells.take(np.array([row])), index, oid)
+        if column.null[0]:
             return None
-        value = column.values[row]
+        value = column.values[0]
         if SUPPORTED[self.columns[name][1]].kind in ("timestamp", "date"):
             if value in (POSITIVE_INFINITY, NEGATIVE_INFINITY):
                 return "infinity" if value > 0 else "-infinity"
@@ -84,16 +100,21 @@ class Gate:
     ----------
     rules
         In the order in which they are tried.
-    time_column
-        Its event or label time: must be finite, and not lie beyond its commit by more than `max_ahead` microseconds.
+    times
+        Its event and label times: must not lie beyond their commit by more than `max_ahead` microseconds.
     """
 
-    def __init__(self, rules: list[Rule], time_column: str, max_ahead: int) -> None:
+    def __init__(self, rules: list[Rule], times: Sequence[str], max_ahead: int) -> None:
         self.rules = rules
-        self._time, self._max_ahead = time_column, max_ahead
+        self._times, self._max_ahead = tuple(times), max_ahead
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that it looks at."""
+        return tuple(dict.fromkeys([*(rule.column for rule in self.rules), *self._times]))
 
     def check(self, rows: Rows, commit_time: NDArray[np.int64]) -> NDArray[np.int32]:
-        """For each row the index of the first rule that it breaks, or -1; len(rules) means too far ahead of its commit.
+        """For each row the index of the first rule that it breaks, or -1; from len(rules) on: too far ahead of its commit.
 
         Parameters
         ----------
@@ -105,16 +126,17 @@ class Gate:
         verdict = np.full(len(rows), -1, dtype=np.int32)
         for index, rule in enumerate(self.rules):
             verdict[(verdict < 0) & rule.broken(rows)] = index
-        ahead = rows[self._time].values > commit_time + self._max_ahead
-        verdict[(verdict < 0) & ahead] = len(self.rules)
+        for index, time in enumerate(self._times, start=len(self.rules)):
+            ahead = ~rows[time].null & (rows[time].values > commit_time + self._max_ahead)
+            verdict[(verdict < 0) & ahead] = index
         return verdict
 
     def explain(self, rows: Rows, row: int, rule: int) -> tuple[str, str | None, str]:
         """(expectation, value found, reason) for a refused row."""
-        if rule == len(self.rules):
-            found = rows.as_text(self._time, row)
-            hours = self._max_ahead / 3.6e9
-            return "not_ahead", found, f"{self._time} is {found}, expected at most {hours:g} h after its commit"
+        if rule >= len(self.rules):
+            time = self._times[rule - len(self.rules)]
+            found, hours = rows.as_text(time, row), self._max_ahead / 3.6e9
+            return "not_ahead", found, f"{time} is {found}, expected at most {hours:g} h after its commit"
         broken = self.rules[rule]
         found = rows.as_text(broken.column, row)
         shown = "NULL" if found is None else repr(found[:80]) if len(found) > 80 else repr(found)
@@ -122,7 +144,7 @@ class Gate:
 
 
 def event_gate(stream: Stream) -> Gate:
-    """The gate of the events' table: key, time and numbers first, then the contract."""
+    """The gate of the events' table: key, time and numbers first, then the contract, then the label in the same row."""
     source = stream.source
     rules = [
         _not_null(source.key),
@@ -131,19 +153,63 @@ def event_gate(stream: Stream) -> Gate:
         *(_finite(column) for column in stream.feature_columns("number")),
         *(rule for expectation in stream.contract if expectation.per_row for rule in compile_expectation(expectation)),
     ]
-    return Gate(rules, source.event_time, int(source.max_ahead.total_seconds() * 1e6))
+    times = [source.event_time]
+    if stream.own_row:
+        rules += _label_rules(stream)
+        times.append(stream.label.label_time)
+    return Gate(rules, times, _max_ahead(stream))
 
 
 def label_gate(stream: Stream) -> Gate:
     """The gate of the labels' table: key, time, and a value that is 0 or 1."""
+    rules = [_not_null(stream.label_key)]
+    if not stream.own_row:
+        rules.append(_not_null(stream.label.label_time))
+    return Gate(rules + _label_rules(stream), [stream.label.label_time], _max_ahead(stream))
+
+
+def update_gate(stream: Stream) -> Gate:
+    """The gate of updates of the events' table: what may not change, then the label if it is in the same row."""
+    rules = [_not_null(stream.source.key)]
+    rules += [_unchanged(c) for e in stream.contract if e.kind == "immutable" for c in e.columns]
+    if not stream.own_row:
+        return Gate(rules, [], _max_ahead(stream))
+    return Gate(rules + _label_rules(stream), [stream.label.label_time], _max_ahead(stream))
+
+
+def _max_ahead(stream: Stream) -> int:
+    return int(stream.source.max_ahead.total_seconds() * 1e6)
+
+
+def _label_rules(stream: Stream) -> list[Rule]:
+    """A label's time and value; rows without a label time have no label yet, where it is in the event's own row."""
     label = stream.label
-    rules = [_not_null(label.key), _not_null(label.label_time), _finite_time(label.label_time)]
+    rules = [_finite_time(label.label_time)]
     if label.value.operator == "value":
         column = label.value.column
         rules.append(Rule("label", column, "0, 1, false, true or NULL", lambda rows: ~_binary(rows[column])))
     elif label.value.operator in (">", ">=", "<", "<="):
         rules.append(_finite(label.value.column))
-    return Gate(rules, label.label_time, int(stream.source.max_ahead.total_seconds() * 1e6))
+    if not stream.own_row:
+        return rules
+    return [replace(rule, broken=_where_labelled(label.label_time, rule.broken)) for rule in rules]
+
+
+def _where_labelled(time: str, broken: Callable[[Rows], Mask]) -> Callable[[Rows], Mask]:
+    return lambda rows: ~rows[time].null & broken(rows)
+
+
+def _unchanged(column: str) -> Rule:
+    def broken(rows: Rows) -> Mask:
+        assert rows.before is not None  # rows whose state before is unknown do not come this far
+        old, new = rows.before[column], rows[column]
+        differs = np.asarray(old.values != new.values, dtype=np.bool_)
+        if new.values.dtype == np.float64:
+            differs &= ~(np.isnan(old.values) & np.isnan(new.values))
+        mask: Mask = (old.null != new.null) | (~old.null & ~new.null & differs)
+        return mask
+
+    return Rule(f"immutable({column})", column, "the value that it had before this UPDATE", broken)
 
 
 def label_values(expression: Expression, column: Column) -> NDArray[np.float64]:

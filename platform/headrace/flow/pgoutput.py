@@ -152,6 +152,14 @@ class Changes:
     old: Cells | None
     identity: NDArray[np.uint8]
 
+    def rows_before(self) -> Cells:
+        """The row before a DELETE, as far as it was sent; the new row of other changes."""
+        if self.old is None:
+            return self.new
+        gone = self.kind == DELETE
+        start, length = np.where(gone, self.old.start, self.new.start), np.where(gone, self.old.length, self.new.length)
+        return Cells(self.new.buffer, start, length, np.where(gone, self.old.text, self.new.text), self.new.names)
+
     def filled(self) -> Cells:
         """`new`, with unchanged TOASTed fields taken from the old row where all of that was sent."""
         new, old = self.new, self.old

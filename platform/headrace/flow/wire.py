@@ -110,6 +110,10 @@ class Fields:
         start = int(self.start[row])
         return self.buffer[start : start + int(self.length[row])].tobytes()
 
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Fields:
+        """The fields of some rows, by mask or by index; the buffer is shared."""
+        return Fields(self.buffer, self.start[rows], self.length[rows], self.text[rows], self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Cells:

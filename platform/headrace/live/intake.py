@@ -14,15 +14,16 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import DecodeError, SlotError, SourceError
+from headrace.errors import SlotError, SourceError
 from headrace.events import LogColumn, micros, moment
-from headrace.flow.admit import Admission
+from headrace.flow.admit import Admission, Stretch
 from headrace.flow.gate import Rows
-from headrace.flow.join import Join, new_join
-from headrace.flow.pgoutput import DELETE, INSERT, Changes, Messages
+from headrace.flow.join import Join
+from headrace.flow.pgoutput import DELETE, INSERT, OLD, UPDATE, Changes, Messages
 from headrace.store import db, log, source
 from headrace.store.changes import Reader
 from headrace.store.leases import Lease
@@ -33,45 +34,54 @@ CLOCK = "headrace.clock"  # prefix of logical messages that carry stream time, a
 _SEAM = "see docs/operations.md, 'A lost slot'"
 _NO_CLOCK = -(2**63)
 
+Index = NDArray[np.intp]
+
 
 def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages) -> Admission:
-    """The changes of a stretch of the change stream, through the gate.
-
-    Raises
-    ------
-    DecodeError
-        When a table was truncated: what that means for its events, a person must say.
-    """
-    if messages.truncates:
-        raise DecodeError(
-            "a published table was truncated, which has no meaning for a training log; publish only insert, update and "
-            "delete (ALTER PUBLICATION ... SET (publish = 'insert, update, delete')) and start the stream again"
-        )
+    """The changes of a stretch of the change stream, through the gate; what cannot be used is refused, never skipped."""
     admission = Admission(stream, columns)
     for changes in messages.changes:
         table = f"{changes.relation.namespace or 'pg_catalog'}.{changes.relation.name}"
-        commit = changes.transaction.astype(np.int64)
-        commit_time = messages.transactions.commit_time[commit]
+        inserted, updated, deleted = (np.flatnonzero(changes.kind == kind) for kind in (INSERT, UPDATE, DELETE))
         if table == stream.source.table:
-            inserted = np.flatnonzero(changes.kind == INSERT)
-            admission.ignore(len(changes.kind) - len(inserted))
-            rows = _rows(changes, inserted)
-            admission.events(rows, changes.message[inserted], commit[inserted], commit_time[inserted])
-        elif table == stream.label.table:
-            deleted = changes.kind == DELETE
-            kept, gone = np.flatnonzero(~deleted), np.flatnonzero(deleted)
-            admission.labels(_rows(changes, kept), changes.message[kept], commit[kept], commit_time[kept])
-            if len(gone):
-                admission.unlabels(_rows(changes, gone, old=True), changes.message[gone], commit[gone])
+            admission.events(_stretch(changes, messages, inserted))
+            admission.ignore(len(deleted))
+            for part in _by_identity(changes, updated):
+                admission.updates(_stretch(changes, messages, part))
+        elif table == stream.label_table:
+            admission.labels(_stretch(changes, messages, np.flatnonzero(changes.kind != DELETE)))
+            admission.unlabels(_stretch(changes, messages, deleted, old=True))
         else:
-            admission.ignore(len(changes.kind))
+            known = f"{stream.source.table} and {stream.label_table}"
+            reason = (
+                f"{table} is not a table of the stream, expected {known}; publish them through their partition root "
+                f"(publish_via_partition_root = true), and no other: `headrace source-sql {stream.name}`"
+            )
+            every = np.arange(len(changes.kind))
+            admission.refuse(_stretch(changes, messages, every, old=True), table, "relation", reason)
+    for truncate in messages.truncates:
+        for oid in truncate.oids:
+            relation = messages.session.relations[oid]
+            commit = int(messages.transaction[truncate.index])
+            admission.truncated(f"{relation.namespace or 'pg_catalog'}.{relation.name}", commit)
     return admission
 
 
-def _rows(changes: Changes, index: np.ndarray[tuple[int], np.dtype[np.intp]], *, old: bool = False) -> Rows:
-    cells = changes.old if old and changes.old is not None else changes.filled()
+def _by_identity(changes: Changes, rows: Index) -> list[Index]:
+    """Rows whose state before was sent whole, and the others."""
+    whole = changes.identity[rows] == OLD
+    return [part for part in (rows[whole], rows[~whole]) if len(part)]
+
+
+def _stretch(changes: Changes, messages: Messages, index: Index, *, old: bool = False) -> Stretch:
+    """Some changes of one table; with `old`, deletes as they were before."""
+    commit = changes.transaction[index].astype(np.int64)
     columns = {c.name: (i, c.type_oid) for i, c in enumerate(changes.relation.columns)}
-    return Rows(cells.take(index), columns)
+    before = None if changes.old is None else Rows(changes.old.take(index), columns)
+    whole = len(index) > 0 and bool((changes.identity[index] == OLD).all())
+    cells = changes.filled() if not old or changes.old is None else changes.rows_before()
+    rows = Rows(cells.take(index), columns, before if whole else None)
+    return Stretch(rows, changes.message[index], commit, messages.transactions.commit_time[commit], before)
 
 
 def clocks(messages: Messages, stream: Stream) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -124,8 +134,7 @@ def run(
         raise SourceError(
             f"stream {stream.name!r} has no history yet: `headrace intake {stream.name}` imports it first"
         )
-    join = new_join(stream)
-    appender = log.Appender(stream.name, stream.hash(), columns)
+    join, appender = log.open_log(conn, stream, columns)
     appender.resume(conn, join, at)
     conn.commit()
     with closing(db.connect(dsn, application="headrace watch", autocommit=True)) as watch:
@@ -172,7 +181,7 @@ def _write(
     times = [moment(t) for t in messages.transactions.commit_time.tolist()]
     with db.transaction(conn):
         lease.check(conn)
-        joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk)))
+        joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk), join.remembers_from))
         appender.append(conn, joined, admission, log.Commits(ends, times), "stream")
         log.move(
             conn,

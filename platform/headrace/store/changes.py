@@ -112,6 +112,9 @@ def tally(dsn: str, stream: Stream, slot: str, since: str, until: str) -> Tally:
                 table = f"{changes.relation.namespace or 'pg_catalog'}.{changes.relation.name}"
                 for kind in changes.kind[counted[changes.transaction]].tolist():
                     counts.setdefault(table, Counter())[_KINDS[kind]] += 1
+            for truncate in messages.truncates:
+                if counted[messages.transaction[truncate.index]]:
+                    counts.setdefault("truncated", Counter())["truncate"] += len(truncate.oids)
             if counted.any():
                 last = source.lsn_text(int(ends[counted].max()))
             if int(ends[-1]) > source.lsn_number(until):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,18 +19,19 @@ from numpy.typing import NDArray
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
+from headrace.definition.stream import Stream
 from headrace.errors import ServerError
-from headrace.events import Columns, EpochRange, LabelKind, LogBatch, LogColumn, micros, moment
+from headrace.events import PARTITION_ENTRIES, Columns, EpochRange, LabelKind, LogBatch, LogColumn, micros, moment
 from headrace.flow.admit import Admission
 from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.features import plain
-from headrace.flow.join import Epoch, Join, Joined, Past
+from headrace.flow.join import NO_TIME, Answer, Epoch, Held, Join, Joined, Past, new_join
 from headrace.flow.pgtypes import FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
 from headrace.store.queries import all_queries, query
 
-PARTITION_ENTRIES = 1_000_000
+_FOLLOW = 200_000  # entries that a join takes over at a time
 _KINDS = np.array([kind.name.lower() for kind in LabelKind], dtype=object)
 
 
@@ -82,6 +83,13 @@ def position(conn: Connection, stream: str) -> Position | None:
     return Position(seq, lsn, watermark, received, epoch, system, timeline, consistent, slot, commit)
 
 
+def open_log(conn: Connection, stream: Stream, columns: Sequence[LogColumn]) -> tuple[Join, Appender]:
+    """A join and an appender of a stream's log; `Appender.resume` brings the join to where the log stands."""
+    row = db.row(conn, "partition_entries", {"stream": stream.name})
+    entries = PARTITION_ENTRIES if row is None else int(row[0])
+    return new_join(stream, entries), Appender(stream.name, stream.hash(), columns, entries)
+
+
 class Appender:
     """Writes one stream's log.
 
@@ -91,10 +99,15 @@ class Appender:
         The stream, and the hash of the definition that its entries are made by.
     columns
         The events table's columns after seq.
+    partition
+        Entries of a partition; the stream's join must count by the same.
     """
 
-    def __init__(self, stream: str, definition_hash: str, columns: Sequence[LogColumn]) -> None:
+    def __init__(
+        self, stream: str, definition_hash: str, columns: Sequence[LogColumn], partition: int = PARTITION_ENTRIES
+    ) -> None:
         self.stream, self._hash, self._columns = stream, definition_hash, tuple(columns)
+        self._partition = partition
         self._partitions: dict[str, set[str]] = {}
 
     def append(self, conn: Connection, joined: Joined, admission: Admission, commits: Commits, origin: str) -> None:
@@ -122,6 +135,9 @@ class Appender:
         for epoch in joined.epochs:
             db.run(conn, "add_epoch", {"stream": self.stream, **_epoch_params(epoch)})
         refused = admission.refusals + [admission.duplicate(row, commit) for row, commit in joined.duplicates]
+        given_up = self._key_text([key for key, _, _ in joined.orphans])
+        for text, (_, label, commit) in zip(given_up, joined.orphans, strict=True):
+            refused.append(admission.orphan(text, label, commit))
         if refused:
             rows = (
                 (
@@ -141,21 +157,28 @@ class Appender:
         self._write_held(conn, joined, commits, now)
         joined.counts.received += admission.received
         joined.counts.ignored += admission.ignored
+        joined.counts.doubled += admission.doubled
         joined.counts.quarantined += len(admission.refusals)
         db.run(conn, "add_accounting", {"stream": self.stream, "origin": origin, **asdict(joined.counts)})
 
-    def past(self, conn: Connection, keys: Sequence[bytes]) -> dict[bytes, Past]:
-        """What the log says of events by their keys."""
-        if not keys:
+    def past(self, conn: Connection, keys: Sequence[bytes], before: int) -> dict[bytes, Past]:
+        """What the log's entries before a seq say of events by their keys; their partitions are indexed."""
+        if not keys or not before:
             return {}
         texts = self._key_text(keys)
         with conn.cursor() as cursor:
-            cursor.execute(self._typed("past_events"), {"keys": texts})
-            found = {key: Past(seq, np.nan if y is None else y) for key, seq, y in cursor.fetchall()}
+            cursor.execute(self._typed("past_events", before=before), {"keys": texts})
+            found = {key: Past(seq, self._answer(*label)) for key, seq, *label in cursor.fetchall()}
         return {wire: found[text] for wire, text in zip(keys, texts, strict=True) if text in found}
+
+    @staticmethod
+    def _answer(seq: int | None, kind: str, y: float | None) -> Answer | None:
+        return None if seq is None else Answer(seq, np.nan if y is None else y, timed_out=kind == "timeout")
 
     def _key_text(self, keys: Sequence[bytes]) -> list[str]:
         """Keys as Postgres writes them, from their wire bytes."""
+        if not keys:
+            return []
         lengths = np.array([len(key) for key in keys], dtype=np.int32)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         binary = np.zeros((1, len(keys)), dtype=np.bool_)
@@ -163,44 +186,71 @@ class Appender:
         return [str(value) for value in decode(cells, 0, self._columns[0].type_oid).values.tolist()]
 
     def resume(self, conn: Connection, join: Join, at: Position) -> None:
-        """Bring a join to where the log stands."""
-        watermark = -(2**63) if at.watermark is None else micros(at.watermark)
-        held: dict[bytes, tuple[float, int]] = {}
-        cells = unpack(copy_out(conn, query("read_held", self.stream)), 3)
-        ys, times = decode(cells, 1, FLOAT8).to_float(), decode(cells, 2, TIMESTAMPTZ).values
-        for i in range(cells.rows):
-            held[cells.column(0).bytes_at(i)] = (float(ys[i]), int(times[i]))
-        join.resume(seq=at.seq, watermark=watermark, epoch=at.epoch, held=held)
-        if at.watermark is None:
-            return
-        since = moment(watermark - join.window)
-        text = sql.SQL(all_queries()["read_open"]).format(schema=sql.Identifier(self.stream), since=sql.Literal(since))
-        cells = unpack(copy_out(conn, text), 3)
-        keys = [cells.column(0).bytes_at(i) for i in range(cells.rows)]
-        join.reopen(keys, decode(cells, 1, INT8).values.tolist(), decode(cells, 2, TIMESTAMPTZ).values.tolist())
+        """Bring a join to where the log stands: a new one, or one that followed the log up to an earlier position."""
+        if at.watermark is not None:
+            watermark = micros(at.watermark)
+            if join.seq == 0:
+                first = db.row(conn, "first_open", {"since": moment(watermark - join.window)}, schema=self.stream)
+                newest = (
+                    at.seq // self._partition * self._partition
+                )  # its keys are not indexed: the join remembers them
+                waiting = at.seq + 1 if first is None or first[0] is None else int(first[0])
+                join.start(max(min(waiting, newest) - 1, 0))
+            while join.seq < at.seq:
+                self._follow(conn, join, min(join.seq + _FOLLOW, at.seq))
+        join.resume(
+            watermark=NO_TIME if at.watermark is None else micros(at.watermark),
+            epoch=replace(at.epoch),
+            held=self._held(conn),
+        )
 
-    def _write_events(
-        self, conn: Connection, joined: Joined, groups: Sequence[tuple[int, Cells, Sequence[int]]]
-    ) -> None:
+    def _follow(self, conn: Connection, join: Join, upto: int) -> None:
+        after, remembered = join.seq, upto // self._partition * self._partition
+        entries = _unpack(conn, "follow_events", self.stream, 2, after=after, upto=upto, remembered=remembered)
+        events, keys = decode(entries, 0, INT8).values, entries.column(1)
+        labels = _unpack(conn, "follow_labels", self.stream, 4, after=after, upto=upto)
+        segments = _unpack(conn, "read_segments", self.stream, 3, after=after, upto=upto)
+        clocks = zip(
+            decode(segments, 0, INT8).values.tolist(), decode(segments, 1, TIMESTAMPTZ).values.tolist(), strict=True
+        )
+        join.follow(
+            upto,
+            events,
+            [keys.bytes_at(i) for i in np.flatnonzero(events >= remembered).tolist()],
+            decode(labels, 0, INT8).values,
+            decode(labels, 1, INT8).values,
+            decode(labels, 2, INT4).values,
+            decode(labels, 3, FLOAT8).to_float(),
+            [(first, clock) for first, clock in clocks if first > after],
+        )
+
+    def _held(self, conn: Connection) -> dict[bytes, Held]:
+        cells = unpack(copy_out(conn, query("read_held", self.stream)), 4)
+        ys, times = decode(cells, 1, FLOAT8).to_float().tolist(), decode(cells, 2, TIMESTAMPTZ).values.tolist()
+        deadlines, keys = decode(cells, 3, TIMESTAMPTZ).values.tolist(), cells.column(0)
+        return {keys.bytes_at(i): Held(ys[i], times[i], deadlines[i]) for i in range(cells.rows)}
+
+    def _write_events(self, conn: Connection, joined: Joined, groups: Sequence[tuple[int, Sequence[Fields]]]) -> None:
         seqs, rows = np.array(joined.event_seq, dtype=np.int64), np.array(joined.event_row, dtype=np.int64)
         names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._columns)
         text = sql.SQL(all_queries()["write_events"]).format(schema=sql.Identifier(self.stream), columns=names)
-        for first, cells, fields in groups:
-            mine = (rows >= first) & (rows < first + cells.rows)
+        for first, fields in groups:
+            mine = (rows >= first) & (rows < first + len(fields[0].length))
             if mine.any():
-                taken = cells.take(rows[mine] - first)
-                _copy_in(conn, text, [encode(seqs[mine], INT8), *(taken.column(i) for i in fields)])
+                index = rows[mine] - first
+                _copy_in(conn, text, [encode(seqs[mine], INT8), *(f.take(index) for f in fields)])
 
     def _write_labels(self, conn: Connection, joined: Joined) -> None:
         if not joined.label_seq:
             return
-        y, before = np.array(joined.y), np.array(joined.y_before)
+        y, before, corrects = np.array(joined.y), np.array(joined.y_before), np.array(joined.corrects, dtype=np.int64)
         fields = [
             encode(np.array(joined.label_seq, dtype=np.int64), INT8),
             encode(np.array(joined.label_event, dtype=np.int64), INT8),
             encode(_KINDS[np.array(joined.label_kind)], TEXT),
             encode(y, FLOAT8, np.isnan(y)),
             encode(before, FLOAT8, np.isnan(before)),
+            encode(corrects, INT8, corrects == 0),
             encode(np.array(joined.label_time, dtype=np.int64), TIMESTAMPTZ),
         ]
         _copy_in(conn, query("write_labels", self.stream), fields)
@@ -209,9 +259,15 @@ class Appender:
         if joined.released:
             with conn.cursor() as cursor:
                 cursor.execute(self._typed("release_labels"), {"keys": self._key_text(joined.released)})
-        for text, (commit, y, time) in zip(self._key_text(list(joined.held)), joined.held.values(), strict=True):
-            lsn = commits.end_lsn[commit]
-            params = {"key": text, "y": y, "label_time": moment(time), "lsn": lsn, "received_at": now}
+        for text, (commit, label) in zip(self._key_text(list(joined.held)), joined.held.values(), strict=True):
+            params = {
+                "key": text,
+                "y": label.y,
+                "label_time": moment(label.time),
+                "deadline": moment(label.deadline),
+                "lsn": commits.end_lsn[commit],
+                "received_at": now,
+            }
             db.run(conn, "hold_label", params, schema=self.stream)
 
     def _copy_text(self, conn: Connection, name: str, lines: Any) -> None:
@@ -219,9 +275,10 @@ class Appender:
         with conn.cursor() as cursor:
             cursor.copy_expert(query(name, self.stream), file)
 
-    def _typed(self, name: str) -> sql.Composable:
+    def _typed(self, name: str, **parts: int) -> sql.Composable:
+        composed = {k: sql.Literal(v) for k, v in parts.items()}
         return sql.SQL(all_queries()[name]).format(
-            schema=sql.Identifier(self.stream), key_type=sql.SQL(self._columns[0].type_name)
+            schema=sql.Identifier(self.stream), key_type=sql.SQL(self._columns[0].type_name), **composed
         )
 
     def _make_room(self, conn: Connection, first: int, last: int) -> None:
@@ -231,7 +288,7 @@ class Appender:
             if known is None:
                 found = db.rows(conn, "partitions", {"parent": f'"{self.stream}".{parent}'})
                 known = self._partitions[parent] = {name for (name,) in found}
-            for number in range(first // PARTITION_ENTRIES, last // PARTITION_ENTRIES + 1):
+            for number in range(first // self._partition, last // self._partition + 1):
                 if _partition(parent, number) not in known:
                     self._add_partition(conn, parent, number)
                     known.add(_partition(parent, number))
@@ -239,9 +296,9 @@ class Appender:
                         self._execute(conn, "index_closed_partition", name=before, column=lookup)
 
     def _add_partition(self, conn: Connection, parent: str, number: int) -> None:
-        name, first = _partition(parent, number), number * PARTITION_ENTRIES
+        name, first = _partition(parent, number), number * self._partition
         self._execute(conn, "create_partition", name=name, parent=parent)
-        self._execute(conn, "attach_partition", name=name, parent=parent, first=first, last=first + PARTITION_ENTRIES)
+        self._execute(conn, "attach_partition", name=name, parent=parent, first=first, last=first + self._partition)
 
     def _execute(self, conn: Connection, statement: str, /, **parts: str | int) -> None:
         composed = {k: sql.Identifier(v) if isinstance(v, str) else sql.Literal(v) for k, v in parts.items()}
@@ -279,7 +336,7 @@ def move(
 def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int, upto: int) -> LogBatch:
     """Entries after `after` up to `upto`, which must be in the log already."""
     events, event_columns = _read_events(conn, "read_events", stream, columns, after=after, upto=upto)
-    labels = _unpack(conn, "read_labels", stream, 6, after=after, upto=upto)
+    labels = _unpack(conn, "read_labels", stream, 7, after=after, upto=upto)
     segments = _unpack(conn, "read_segments", stream, 3, after=after, upto=upto)
     starts, watermarks = decode(segments, 0, INT8).values, decode(segments, 1, TIMESTAMPTZ).values
     label_seq = decode(labels, 0, INT8).values
@@ -303,6 +360,7 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
         y=decode(labels, 3, FLOAT8).to_float(),
         y_before=decode(labels, 4, FLOAT8).to_float(),
         label_time=decode(labels, 5, TIMESTAMPTZ).values,
+        clock_corrected=decode(labels, 6, TIMESTAMPTZ).values,
         clock_labels=watermarks[np.searchsorted(starts, label_seq, side="right") - 1],
         epochs=tuple(EpochRange(n, first, last, k, micros(a), micros(b)) for n, first, last, k, a, b in epochs),
         received_through=moment(int(received[-1])) if len(received) else None,

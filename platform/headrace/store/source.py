@@ -54,22 +54,29 @@ def identifiers(table: str) -> sql.Identifier:
 def needed_columns(stream: Stream) -> dict[str, tuple[str, ...]]:
     """Columns that the stream reads, by table."""
     label = stream.label
-    events = (stream.source.key, stream.source.event_time, *stream.columns())
-    return {
-        stream.source.table: events,
-        label.table: tuple(dict.fromkeys((label.key, label.value.column, label.label_time))),
+    needed: dict[str, tuple[str, ...]] = {
+        stream.source.table: (stream.source.key, stream.source.event_time, *stream.columns())
     }
+    answers = (stream.label_key, label.value.column, label.label_time)
+    needed[stream.label_table] = tuple(dict.fromkeys((*needed.get(stream.label_table, ()), *answers)))
+    return needed
 
 
-def identity_columns(conn: Connection, stream: Stream) -> dict[str, tuple[str, ...]]:
-    """Columns of each table's replica identity: a publication that leaves one out makes the table's updates fail."""
-    return {
-        table: tuple(name for (name,) in db.rows(conn, "source_identity_columns", {"table": _quoted(table)}))
-        for table in needed_columns(stream)
-    }
+def identity_columns(conn: Connection, stream: Stream) -> dict[str, tuple[str, ...] | None]:
+    """Columns of each table's replica identity, None for the whole row (FULL).
+
+    A publication that leaves one out makes the table's updates fail, and so does any list of columns where it is FULL.
+    """
+    found: dict[str, tuple[str, ...] | None] = {}
+    for table in needed_columns(stream):
+        names = [name for (name,) in db.rows(conn, "source_identity_columns", {"table": _quoted(table)})]
+        found[table] = None if None in names else tuple(dict.fromkeys(names))
+    return found
 
 
-def statements(stream: Stream, role: str = "headrace", identity: Mapping[str, Sequence[str]] | None = None) -> str:
+def statements(
+    stream: Stream, role: str = "headrace", identity: Mapping[str, Sequence[str] | None] | None = None
+) -> str:
     """The statements that prepare the source for a stream, for a DBA to run: `headrace source-sql`.
 
     The publication sends only the columns that the stream reads, and those of the replica identity.
@@ -79,11 +86,13 @@ def statements(stream: Stream, role: str = "headrace", identity: Mapping[str, Se
     identity
         From `identity_columns`; left out, the tables' keys are taken to be the ones that the definition names.
     """
-    more = identity or {}
-    tables = {t: tuple(dict.fromkeys((*columns, *more.get(t, ())))) for t, columns in needed_columns(stream).items()}
-    listed = ",\n    ".join(
-        f"{_quoted(table)} ({', '.join(map(_quoted, columns))})" for table, columns in tables.items()
-    )
+    tables = needed_columns(stream)
+    known: dict[str, Sequence[str] | None] = dict.fromkeys(tables, ()) | dict(identity or {})
+    frozen = any(e.kind == "immutable" for e in stream.contract) and known[stream.source.table] is not None
+    if frozen:
+        known[stream.source.table] = None
+    full = f"ALTER TABLE {_quoted(stream.source.table)} REPLICA IDENTITY FULL; -- to see what an UPDATE changed\n"
+    listed = ",\n    ".join(_published(table, columns, known[table]) for table, columns in tables.items())
     schemas = dict.fromkeys(table.split(".")[0] for table in tables)
     usage = "".join(f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_quoted(role)};\n" for schema in schemas)
     grants = usage + "\n".join(f"GRANT SELECT ON {_quoted(table)} TO {_quoted(role)};" for table in tables)
@@ -91,11 +100,17 @@ def statements(stream: Stream, role: str = "headrace", identity: Mapping[str, Se
         f"-- Prepares a database for the stream {stream.name}. Run it as the tables' owner; wal_level must be logical\n"
         "-- (ALTER SYSTEM SET wal_level = logical, then restart). Bound what a forgotten slot may cost:\n"
         "-- ALTER SYSTEM SET max_slot_wal_keep_size = '10GB';\n"
-        f"CREATE PUBLICATION {_quoted(stream.publication)} FOR TABLE\n    {listed}\n"
+        f"{full if frozen else ''}CREATE PUBLICATION {_quoted(stream.publication)} FOR TABLE\n    {listed}\n"
         "    WITH (publish = 'insert, update, delete', publish_via_partition_root = true);\n"
         f"-- The role that headrace connects as, if it is not there yet:\n"
         f"-- CREATE ROLE {_quoted(role)} LOGIN REPLICATION PASSWORD '...';\n{grants}\n"
     )
+
+
+def _published(table: str, columns: Sequence[str], identity: Sequence[str] | None) -> str:
+    if identity is None:
+        return _quoted(table)
+    return f"{_quoted(table)} ({', '.join(map(_quoted, dict.fromkeys((*columns, *identity))))})"
 
 
 def _quoted(name: str) -> str:
@@ -146,10 +161,10 @@ def _check_columns(conn: Connection, stream: Stream) -> Iterator[Finding]:
                 yield Finding(
                     False, f"column {table}.{column}", found, "leave it out, or publish a column of such a type"
                 )
-    events, labels = types[stream.source.table], types[stream.label.table]
+    events, labels = types[stream.source.table], types[stream.label_table]
     for table, column, found_types in (
         (stream.source.table, stream.source.event_time, events),
-        (stream.label.table, stream.label.label_time, labels),
+        (stream.label_table, stream.label.label_time, labels),
     ):
         if column in found_types and found_types[column][0] != TIMESTAMPTZ:
             found = f"has type {found_types[column][1]}, expected timestamp with time zone"
@@ -183,11 +198,11 @@ def _check_columns(conn: Connection, stream: Stream) -> Iterator[Finding]:
     ):
         found = f"has type {events[stream.source.key][1]}, expected integer, text or uuid"
         yield Finding(False, f"key {stream.source.table}.{stream.source.key}", found, "choose a key of such a type")
-    keys = events.get(stream.source.key), labels.get(stream.label.key)
+    keys = events.get(stream.source.key), labels.get(stream.label_key)
     if keys[0] and keys[1] and keys[0][0] != keys[1][0]:
         found = (
             f"{stream.source.table}.{stream.source.key} is {keys[0][1]}, "
-            f"{stream.label.table}.{stream.label.key} is {keys[1][1]}"
+            f"{stream.label_table}.{stream.label_key} is {keys[1][1]}"
         )
         yield Finding(False, "keys", found, "give both the same type")
 
@@ -234,9 +249,9 @@ def _needed_kinds(stream: Stream) -> Iterator[tuple[str, str, str, str]]:
     remedy, constant = f"correct label.value, which is {label.value}", label.value.constant
     match label.value.operator:
         case "value":
-            yield label.table, label.value.column, "a number or a boolean", remedy
+            yield stream.label_table, label.value.column, "a number or a boolean", remedy
         case ">" | ">=" | "<" | "<=":
-            yield label.table, label.value.column, "a number", remedy
+            yield stream.label_table, label.value.column, "a number", remedy
         case "==" | "!=":
             wanted = (
                 "a text or uuid"
@@ -245,7 +260,7 @@ def _needed_kinds(stream: Stream) -> Iterator[tuple[str, str, str, str]]:
                 if isinstance(constant, bool)
                 else "a number"
             )
-            yield label.table, label.value.column, wanted, remedy
+            yield stream.label_table, label.value.column, wanted, remedy
 
 
 def _expected(found: str, expected: str) -> str:
@@ -309,31 +324,56 @@ def _try_select(conn: Connection, stream: Stream) -> Iterator[Finding]:
 
 
 def _check_identity(conn: Connection, stream: Stream) -> Iterator[Finding]:
+    frozen = [e.name for e in stream.contract if e.kind == "immutable"]
     for table in needed_columns(stream):
-        row = db.row(conn, "source_identity", {"table": _quoted(table)})
-        identity, primary = row if row else ("n", False)
+        whole = bool(frozen) and table == stream.source.table
+        yield from _partition_identity(
+            conn, table, f"which {frozen[0]} needs to see what an UPDATE changed" if whole else ""
+        )
+
+
+def _partition_identity(conn: Connection, table: str, needs_full: str) -> Iterator[Finding]:
+    """Of a table, or of each partition that holds its rows."""
+    parts = db.rows(conn, "source_identity", {"table": _quoted(table)}) or [("n", False, table)]
+    for identity, primary, part in parts:
+        name = table if len(parts) == 1 else part
         named = identity in ("f", "i") or (identity == "d" and primary)
+        if needs_full and identity != "f":
+            remedy = f"ALTER TABLE {part} REPLICA IDENTITY FULL, then `headrace source-sql` again; or leave it out"
+            yield Finding(False, f"replica identity of {name}", f"not FULL, {needs_full}", remedy)
+            continue
         found = {"n": "NOTHING", "d": "DEFAULT without a primary key"}.get(identity, identity)
         yield Finding(
             named,
-            f"replica identity of {table}",
+            f"replica identity of {name}",
             "names its rows" if named else f"{found}: updates and deletes of published rows would fail",
-            f"ALTER TABLE {table} ADD PRIMARY KEY (...), or ALTER TABLE {table} REPLICA IDENTITY FULL",
+            f"ALTER TABLE {part} ADD PRIMARY KEY (...), or ALTER TABLE {part} REPLICA IDENTITY FULL",
         )
 
 
 def check_publication(conn: Connection, stream: Stream) -> Iterator[Finding]:
     """Whether the stream's publication sends what it needs."""
-    published: dict[str, list[str]] = dict(db.rows(conn, "source_publication", {"publication": stream.publication}))
+    rows = db.rows(conn, "source_publication", {"publication": stream.publication})
+    published = {table: (columns, listed) for table, columns, listed in rows}
     remedy = f"run the statements of `headrace source-sql {stream.name}` as the tables' owner"
     if not published:
         yield Finding(False, f"publication {stream.publication}", "missing, or without tables", remedy)
         return
-    identity = identity_columns(conn, stream)
-    for table, columns in needed_columns(stream).items():
-        missing = [c for c in dict.fromkeys((*columns, *identity[table])) if c not in (published.get(table) or ())]
+    identity, needed = identity_columns(conn, stream), needed_columns(stream)
+    for table, columns in needed.items():
+        sent, listed = published.get(table, ((), False))
+        missing = [c for c in dict.fromkeys((*columns, *(identity[table] or ()))) if c not in (sent or ())]
         found = "sends all columns needed" if not missing else f"lacks {', '.join(missing)}"
-        yield Finding(not missing, f"publication of {table}", found, remedy)
+        if listed and identity[table] is None:
+            found = "lists columns, which REPLICA IDENTITY FULL does not allow: updates and deletes of the table fail"
+        yield Finding(not missing and found.startswith("sends"), f"publication of {table}", found, remedy)
+    for table in published.keys() - needed.keys():
+        found = "is published too, and no table of the stream"
+        remedy = (
+            f"ALTER PUBLICATION {stream.publication} DROP TABLE {table}; partitions: publish their root, with "
+            "publish_via_partition_root = true"
+        )
+        yield Finding(False, f"publication of {table}", found, remedy)
 
 
 def _try_slot(dsn: str) -> Finding:

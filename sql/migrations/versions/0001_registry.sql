@@ -31,9 +31,11 @@ CREATE TABLE headrace.streams (
     definition jsonb NOT NULL,
     definition_hash text NOT NULL,
     columns jsonb NOT NULL,
+    partition_entries bigint NOT NULL DEFAULT 1000000,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE headrace.streams IS 'One row per stream. Its row lock serialises every decision about who serves.';
+COMMENT ON COLUMN headrace.streams.partition_entries IS 'Entries of a partition of its log; fixed once the log has any.';
 COMMENT ON COLUMN headrace.streams.columns IS 'The log''s columns: [{name, source, type}], key and event_time first.';
 
 CREATE TABLE headrace.artifacts (
@@ -261,9 +263,11 @@ CREATE TABLE headrace.accounting (
     quarantined bigint NOT NULL DEFAULT 0,
     ignored bigint NOT NULL DEFAULT 0,
     timeouts bigint NOT NULL DEFAULT 0,
+    doubled bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (stream, origin)
 );
 COMMENT ON TABLE headrace.accounting IS 'What became of every change that was received. Timeouts are entries that no change caused.';
+COMMENT ON COLUMN headrace.accounting.doubled IS 'Changes that brought two things, such as an event with its label: received counts them twice.';
 
 CREATE TABLE headrace.quality_results (
     quality_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
