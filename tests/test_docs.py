@@ -148,9 +148,11 @@ def test_every_name_of_a_definition_is_documented() -> None:
 
 
 def test_documented_expectations_have_the_level_that_they_have() -> None:
-    rows = re.findall(r"^\| `expect\.(\w+)\(.*` \| (row|window) \|", page("docs/stream-definition.md"), re.MULTILINE)
-    assert {kind: level == "row" for kind, level in rows} == {
-        kind: kind in expect.ROW_KINDS
+    rows = re.findall(
+        r"^\| `expect\.(\w+)\(.*` \| (row|update|window) \|", page("docs/stream-definition.md"), re.MULTILINE
+    )
+    assert dict(rows) == {
+        kind: "row" if kind in expect.ROW_KINDS else "update" if kind in expect.UPDATE_KINDS else "window"
         for kind in expect.Kind.__args__  # type: ignore[attr-defined]
     }
 

@@ -68,6 +68,7 @@ def log_of(data: flights.Flights, since: int) -> LogBatch:
         y_before=np.full(len(by_seq), np.nan),
         label_time=landed[mine][by_seq],
         clock_labels=landed[mine][by_seq],
+        clock_corrected=np.zeros(len(by_seq), dtype=np.int64),
         epochs=epochs,
         received_through=None,
     )

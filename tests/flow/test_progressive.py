@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from headrace.definition.recipes import Recipe
 from headrace.definition.stream import Stream
 from headrace.errors import ModelError
-from headrace.events import Columns, Engine, EpochRange, LabelKind, LogBatch, micros
+from headrace.events import Columns, Engine, EpochRange, LabelKind, LogBatch, Recalled, micros
+from headrace.flow import openevents, progressive
 from headrace.flow.features import Encoder
 from headrace.flow.join import Chunk, Op, new_join
 from headrace.flow.progressive import EpochScore, Progressive
@@ -62,6 +63,7 @@ class Log:
             y_before=part["before"],
             label_time=part["time"],
             clock_labels=self.clock[part["seq"]],
+            clock_corrected=self.clock[part["corrects"]],
             epochs=tuple(e for e in self.epochs if after < e.seq_last <= upto),
             received_through=None,
         )
@@ -76,6 +78,10 @@ class Log:
         """Log columns of some events."""
         at = np.searchsorted(self.event_seq, seqs)
         return {name: values[at] for name, values in self.events.items()}
+
+    def recall(self, seqs: NDArray[np.int64]) -> Recalled:
+        """What the store reads back."""
+        return Recalled(seqs, self.columns_of(seqs))
 
     def flipped(self, first: int) -> Log:
         """The same log with every value from a label's seq on turned round."""
@@ -134,6 +140,7 @@ def make_log(stream: Stream, negative: bool = False) -> Log:
             "kind": np.array(joined.label_kind),
             "y": np.array(joined.y),
             "before": np.array(joined.y_before),
+            "corrects": np.array(joined.corrects),
             "time": np.array(joined.label_time),
         },
         clock=clock,
@@ -176,19 +183,26 @@ def recipe(small: Stream, request: pytest.FixtureRequest) -> Recipe:
 def make(small: Stream, recipe: Recipe, artifacts: Mapping[bool, bytes]) -> Any:
     """Make a new version of the recipe."""
 
-    def fresh(first_seq: int = 1) -> Progressive:
+    def fresh(first_seq: int = 1, on_late: str = "ignore") -> Progressive:
         version = Version(
             "small-1", 1, recipe.name, {}, first_seq, 1, "shadow", "test", "", None, None, datetime.now(UTC)
         )
         artifact = np.frombuffer(artifacts[recipe.target_means], dtype=np.uint8) if recipe.bootstraps else None
-        live: Live = assemble(small, version, recipe, artifact, b"k" * 32, ENGINE)
+        stream = replace(small, label=replace(small.label, on_late=on_late))  # type: ignore[arg-type]
+        live: Live = assemble(stream, version, recipe, artifact, b"k" * 32, ENGINE)
         return live.progressive
 
     return fresh
 
 
-def follow(version: Progressive, batches: Iterator[LogBatch]) -> list[EpochScore]:
-    return [score for batch in batches for score in version.apply(batch)]
+def follow(version: Progressive, batches: Iterator[LogBatch], log: Log | None = None) -> list[EpochScore]:
+    """Go through batches; `log` gives what must be read back."""
+    scores: list[EpochScore] = []
+    for batch in batches:
+        wanted = version.wants(batch)
+        assert log is not None or not len(wanted)
+        scores += version.apply(batch, log.recall(wanted) if log else None)
+    return scores
 
 
 def told(scores: list[EpochScore]) -> str:
@@ -241,11 +255,54 @@ def test_a_restored_state_goes_on_to_the_bit(make: Any, log: Log) -> None:
         again += follow(version, log.batches(50, version.seq, epoch.seq_last))
         arrays, meta = parse(dump(*version.state()))
         version = make()
-        version.restore(arrays, meta, log.columns_of(arrays["open/seq"]))
+        version.restore(arrays, meta)
+        version.remember(log.recall(version.newest()))
         assert version.seq == epoch.seq_last
     again += follow(version, log.batches(50, version.seq))
     assert told(again) == told(scores)
     assert predictions(version, log) == predictions(whole, log)
+
+
+@pytest.mark.parametrize("on_late", ["ignore", "learn", "reweight"])
+def test_what_is_not_kept_in_memory_does_not_show(
+    make: Any, small: Stream, monkeypatch: pytest.MonkeyPatch, on_late: str
+) -> None:
+    """Few features in memory, small pages, corrections that teach: the same bits in batches of any size."""
+    log = make_log(small, negative=True)
+    end = log.epochs[-1].seq_last
+    plain = make(on_late=on_late)
+    scores = told(follow(plain, log.batches(100_000, upto=end), log))
+    monkeypatch.setattr(progressive, "RECENT", 3)
+    monkeypatch.setattr(openevents, "PAGE", 50)
+    states = []
+    for size in (1, 7, 100_000):
+        version = make(on_late=on_late)
+        assert told(follow(version, log.batches(size, upto=end), log)) == scores
+        states.append(state_of(version))
+    assert len(set(states)) == 1
+    version, again = make(on_late=on_late), []
+    for epoch in log.epochs:
+        again += follow(version, log.batches(50, version.seq, epoch.seq_last), log)
+        arrays, meta = parse(dump(*version.state()))
+        version = make(on_late=on_late)
+        version.restore(arrays, meta)
+        version.remember(log.recall(version.newest()))
+    assert told(again) == scores
+    assert state_of(version) == states[0]
+    assert predictions(version, log) == predictions(plain, log)
+
+
+def test_an_event_that_is_not_read_back_is_an_error(make: Any, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progressive, "RECENT", 3)
+    version = make()
+
+    def without_looking() -> None:
+        for batch in log.batches(7):
+            version.wants(batch)
+            list(version.apply(batch))
+
+    with pytest.raises(ModelError, match="was not read back from the log, expected what `wants` asks for"):
+        without_looking()
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
@@ -326,9 +383,10 @@ def test_labels_of_events_before_the_first_seq_are_left_out_when_nothing_was_ado
 
 def test_a_state_without_open_events_can_be_restored(make: Any, log: Log) -> None:
     arrays, meta = make().state()
-    assert len(arrays["open/seq"]) == 0
     version = make()
-    version.restore(arrays, meta, log.columns_of(arrays["open/seq"]))
+    version.restore(arrays, meta)
+    assert len(version.newest()) == 0
+    version.remember(log.recall(version.newest()))
     scores = follow(version, log.batches(100_000))
     assert told(scores) == told(follow(make(), log.batches(100_000)))
 
@@ -347,6 +405,77 @@ def test_what_is_dropped_or_corrected_does_not_teach(make: Any, log: Log) -> Non
     dropped = int((counted & ends & np.isnan(log.labels["y"])).sum())
     learned = sum(e.labels for e in log.epochs)
     assert sum(s.learned for s in taught) == learned + dropped
+
+
+class _Noting:
+    """What a model is taught, beside what it learns."""
+
+    def __init__(self, version: Progressive) -> None:
+        self.taught: list[tuple[int, float, float]] = []  # clock, y, weight
+        self.p: list[float] = []
+        model = version.model
+        learn, predict = model.learn, model.predict
+
+        def noting(X: Columns, y: Any, memo: Any, weight: Any, clock: Any) -> None:
+            self.taught += zip(clock.tolist(), y.tolist(), weight.tolist(), strict=True)
+            learn(X, y, memo, weight, clock)
+
+        def asking(X: Columns) -> Any:
+            p = predict(X)
+            self.p += p.tolist()
+            return p
+
+        model.learn, model.predict = noting, asking  # type: ignore[method-assign]
+
+
+def test_late_labels_teach_as_the_policy_says(make: Any, small: Stream) -> None:
+    log = make_log(small, negative=True)
+    labels = log.labels
+    late = (labels["kind"] == LabelKind.CORRECTION) & ~np.isnan(labels["y"]) & (labels["y"] != labels["before"])
+    assert late.sum() > 10
+    taught = {}
+    for policy in ("ignore", "learn", "reweight"):
+        version = make(on_late=policy)
+        noted = _Noting(version)
+        scores = follow(version, log.batches(33), log)
+        assert all(s.learned == s.epoch.labels == s.sums.n for s in scores), "a correction is never scored or counted"
+        taught[policy] = noted
+    clocks = [(int(log.clock[seq]), y) for seq, y in zip(labels["seq"][late], labels["y"][late], strict=True)]
+    extra = sorted(taught["learn"].taught, key=lambda t: t[:2])
+    for clock, y in clocks:
+        assert (clock, y, 1.0) in extra
+    assert len(taught["learn"].taught) == len(taught["ignore"].taught) + len(clocks)
+    weights = [w for _, y, w in taught["reweight"].taught if y == 1.0 and w != 1.0]
+    assert set(weights) <= {1.0 + p for p in taught["reweight"].p}
+    assert all(1.0 < w < 2.0 for w in weights)
+    assert len(weights) == sum(y == 1.0 for _, y in clocks)
+    timed_out = int((labels["kind"] == LabelKind.TIMEOUT).sum())
+    fake = [w for _, y, w in taught["reweight"].taught if y == 0.0 and w < 1.0]
+    assert 0 < len(fake) <= timed_out
+    assert all(0.0 < w < 1.0 for w in fake)
+
+
+def test_a_correction_moves_a_target_mean_by_the_difference() -> None:
+    """As if the right value had been there from the start, at every half-life."""
+    hour = 60 * MINUTE
+    clock = np.array([0, hour, 3 * hour, 4 * hour], dtype=np.int64)
+    keys = {"k": np.array(["a"] * 4, dtype=object)}
+    nan, is_label = np.nan, np.array([True, True, True, False])
+    wrong = TargetMeans(("k",), 0.5)
+    corrected = wrong.run(
+        keys,
+        is_label,
+        np.array([0.0, 1.0, 1.0, 0.0]),
+        np.ones(4),
+        clock,
+        np.array([nan, nan, 0.0, nan]),
+        np.zeros(4, dtype=np.int64),
+    )
+    right = TargetMeans(("k",), 0.5)
+    rest = [0, 1, 3]
+    plain = right.run({"k": keys["k"][rest]}, is_label[rest], np.array([1.0, 1.0, 0.0]), np.ones(3), clock[rest])
+    for name in wrong.columns:
+        assert corrected[name][0] == pytest.approx(plain[name][0], rel=1e-12)
 
 
 def test_a_missing_label_can_mean_negative(make: Any, small: Stream) -> None:

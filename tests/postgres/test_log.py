@@ -109,9 +109,9 @@ def test_a_hole_is_not_read_over(full: Any, conn: Any) -> None:
 def test_some_events_by_their_seq(full: Any, conn: Any) -> None:
     batch = log.read(conn, "small", full.columns, 0, 100)
     some = batch.event_seq[[3, 1, 5]]
-    found = log.read_events(conn, "small", full.columns, some)
+    found = log.recall(conn, "small", full.columns, some).events
     assert found["key"].tolist() == sorted(batch.events["key"][[1, 3, 5]].tolist())
-    assert {len(v) for v in log.read_events(conn, "small", full.columns, some[:0]).values()} == {0}
+    assert {len(v) for v in log.recall(conn, "small", full.columns, some[:0]).events.values()} == {0}
 
 
 def test_partitions_do_not_show(registered: Any, origin: Any) -> None:
@@ -219,7 +219,7 @@ def test_keys_of_every_type(
 
 def checkpoint(seq: int, **arrays: Any) -> Checkpoint:
     return Checkpoint(
-        seq, seq // 10, bytes(16), "test", seq, {"open/seq": np.arange(3), **arrays}, {"seq": seq, "names": ["é"]}
+        seq, seq // 10, bytes(16), "test", seq, {"open/tail/seq": np.arange(3), **arrays}, {"seq": seq, "names": ["é"]}
     )
 
 

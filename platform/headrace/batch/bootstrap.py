@@ -31,9 +31,10 @@ from headrace.models.build import fresh, train
 from headrace.models.contract import Arrays, Clock, Floats, row_count, take
 from headrace.models.target_mean import TargetMeans
 from headrace.store import checkpoints, db, log, registry
-from headrace.store.state import Live
+from headrace.store.state import Live, read_on
 
 _BATCH = 100_000
+_PIECES = 1_000  # stretches of events between labels that are put together at a time
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,24 @@ class _Collector:
     memo_width = 0
 
     def __init__(self) -> None:
-        self.parts: list[dict[str, NDArray[Any]]] = []
+        self._parts: list[dict[str, NDArray[Any]]] = []
+        self._pieces: list[Columns] = []
+
+    def collected(self) -> dict[str, NDArray[Any]]:
+        """All rows so far."""
+        if self._pieces:
+            self._parts.append(_joined(self._pieces))
+            self._pieces = []
+        return _joined(self._parts)
 
     def prepare(self, X: Columns) -> Columns:
-        self.parts.append(dict(X))
-        return {"row": np.zeros(row_count(X))}
+        return X
 
     def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
+        self._pieces.append(X)
+        if len(self._pieces) == _PIECES:  # runs between labels are short
+            self._parts.append(_joined(self._pieces))
+            self._pieces = []
         return np.full(len(clock), 0.5), np.empty((len(clock), 0))
 
     def learn(self, X: Columns, y: Floats, memo: Floats, weight: Floats, clock: Clock) -> None:
@@ -117,9 +129,9 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
     parts: list[dict[str, NDArray[Any]]] = []
     at = 0
     while at < seq_last:
-        batch = log.read(conn, stream.name, columns, at, min(at + _BATCH, seq_last))
+        batch, scores = read_on(conn, stream.name, columns, pass_over, min(at + _BATCH, seq_last))
         conn.commit()
-        for _ in pass_over.apply(batch):
+        for _ in scores:
             pass
         known = (batch.label_kind != LabelKind.CORRECTION) & ~np.isnan(batch.y)
         parts.append(
@@ -134,9 +146,9 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
         )
         at = batch.seq_last
     log_columns = _joined(parts)
-    state, _ = pass_over.state()
+    open_seq, open_means = pass_over.waiting()
     return Window(
-        X=_joined(collector.parts),
+        X=collector.collected(),
         event_seq=log_columns["event_seq"],
         event_clock=log_columns["event_clock"],
         label_row=np.searchsorted(log_columns["event_seq"], log_columns["label_event"]),
@@ -144,12 +156,12 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
         label_clock=log_columns["label_clock"],
         y=log_columns["y"],
         means=means,
-        open_seq=state["open/seq"],
-        open_means=state.get("open/means"),
+        open_seq=open_seq,
+        open_means=None if means is None else open_means,
     )
 
 
-def _joined(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+def _joined(parts: Sequence[Columns]) -> dict[str, NDArray[Any]]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -209,8 +221,9 @@ def bootstrap(
     trained, heldout = _fit(conn, stream, recipe, key, window, cut, threads)
     artifact = np.frombuffer(trained.ensemble.dump(), dtype=np.uint8)
     model = fresh(recipe, key=key, artifact=artifact.tobytes())
-    progressive = Progressive(model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS)
-    opened = log.read_events(conn, stream.name, columns, window.open_seq)
+    late = stream.label.on_late
+    progressive = Progressive(model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late)
+    opened = log.recall(conn, stream.name, columns, window.open_seq).events
     clock = window.event_clock[np.searchsorted(window.event_seq, window.open_seq)]
     progressive.adopt(window.open_seq, window.open_means, opened, clock)
     with db.transaction(conn):

@@ -14,8 +14,8 @@ from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
 from headrace.events import Engine, LogColumn
-from headrace.store import db, log, registry
-from headrace.store.state import open_version
+from headrace.store import db, registry
+from headrace.store.state import open_version, read_on
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def rebuild(
     different: list[int] = []
     while live.progressive.seq < goal:
         at = live.progressive.seq
-        entries = log.read(conn, stream.name, columns, at, min(at + batch, goal))
+        _, scores = read_on(conn, stream.name, columns, live.progressive, min(at + batch, goal))
         conn.commit()
-        for score in live.progressive.apply(entries):
+        for score in scores:
             digest, of = stored.get(score.epoch.epoch, (b"", ""))
             if of != engine.id:
                 other += 1

@@ -17,13 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import ModelError
-from headrace.events import Columns, EpochRange, LabelKind, LogBatch
+from headrace.events import Columns, EpochRange, LabelKind, LogBatch, Recalled
 from headrace.flow.features import Encoder
+from headrace.flow.openevents import RECENT, OpenEvents, Recent
 from headrace.flow.scores import EpochDigest, ScoreSums
 from headrace.models.contract import Model, take
 from headrace.models.target_mean import TargetMeans
 
 Arrays = dict[str, NDArray[Any]]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+_LEAST = 1e-6  # of a weight: a label always teaches something
 
 
 @dataclass(frozen=True)
@@ -52,48 +59,23 @@ class EpochScore:
     event_time_last: int | None
 
 
-class OpenEvents:
-    """Events that wait for their label: what is needed at the label, in growable columns.
+@dataclass
+class _Answers:
+    """The labels of one part of a batch that the version takes in, in order."""
 
-    `columns` are the prepared features and the keys of target means and slices; `p` and `memo` are the model's answer.
-    """
+    seq: Ints
+    event: Ints
+    y: Floats
+    clock: Ints
+    timed_out: Mask
+    late: Mask  # corrections that teach
+    before: Floats  # of those: the value that is replaced, NaN when there was none
+    since: Ints  # of those: the watermark of the label that is replaced
 
-    def __init__(self, memo_width: int) -> None:
-        self.slots: dict[int, int] = {}  # seq -> slot
-        self._free: list[int] = []
-        self.columns: Arrays = {}
-        self.p = np.empty(0)
-        self.memo = np.empty((0, memo_width))
-        self.time = np.empty(0, dtype=np.int64)
-
-    def add(self, seqs: NDArray[np.int64], times: NDArray[np.int64], columns: Columns) -> NDArray[np.int64]:
-        """Enter events; gives their slots."""
-        missing = len(seqs) - len(self._free)
-        if missing > 0 or not self.columns:  # the columns are made even when there is no event yet
-            self._grow(max(missing, 0), columns)
-        slots = np.array([self._free.pop() for _ in range(len(seqs))], dtype=np.int64)
-        self.slots.update(zip(seqs.tolist(), slots.tolist(), strict=True))
-        for name, values in columns.items():
-            self.columns[name][slots] = values
-        self.time[slots] = times
-        return slots
-
-    def close(self, seqs: list[int]) -> None:
-        """Forget events."""
-        self._free.extend(self.slots.pop(seq) for seq in seqs)
-
-    def _grow(self, missing: int, columns: Columns) -> None:
-        size = len(self.p)
-        wanted = max(1024, 2 * size, size + missing)
-        for name, values in columns.items():
-            grown = np.empty((wanted, *values.shape[1:]), dtype=values.dtype)
-            if size:
-                grown[:size] = self.columns[name]
-            self.columns[name] = grown
-        self.p = np.concatenate([self.p, np.empty(wanted - size)])
-        self.memo = np.concatenate([self.memo, np.empty((wanted - size, self.memo.shape[1]))])
-        self.time = np.concatenate([self.time, np.empty(wanted - size, dtype=np.int64)])
-        self._free.extend(range(wanted - 1, size - 1, -1))
+    @property
+    def closing(self) -> Ints:
+        """The events that these labels close."""
+        return self.event[~self.late]
 
 
 class Progressive:
@@ -113,6 +95,12 @@ class Progressive:
         First entry that the version learns from; labels of earlier events are learned unscored.
     digest
         Where its chain of digests starts.
+    on_late
+        What a correction teaches: nothing (`ignore`), its new value (`learn`), or that with importance weights
+        (`reweight`): 1 - p^2 for a time-out taken as negative, p the prediction at its event, and 1 + p for a positive
+        label that comes after it, p the prediction then (Ktena et al. 2019, "Addressing delayed feedback for continuous
+        training with neural networks in CTR prediction", fake negative weighted loss). Target means take the difference,
+        decayed since the label that is replaced. A correction without a value, of a deleted label, teaches nothing.
     """
 
     def __init__(
@@ -123,24 +111,64 @@ class Progressive:
         slices: Sequence[str],
         first_seq: int,
         digest: bytes,
+        on_late: str = "ignore",
     ) -> None:
         self.model, self.means = model, means
         self.seq = first_seq - 1
         self.digest = digest
-        self._encoder, self._slices = encoder, tuple(slices)
+        self._encoder, self._slices, self._on_late = encoder, tuple(slices), on_late
         self._keep = tuple(dict.fromkeys((*(means.keys if means else ()), *slices)))
         self._first_seq = first_seq
-        self._open = OpenEvents(model.memo_width)
+        self._forget_events()
         self._times: tuple[int, int]
         self._begin_epoch()
+
+    def _forget_events(self) -> None:
+        self._open = OpenEvents(self.model.memo_width, len(self.means.columns) if self.means else 0)
+        self._keys, self._features = Recent(), Recent()
+        self._old: Columns = {}  # encoded columns of the events that were read back for a batch
+        self._old_seq = np.empty(0, dtype=np.int64)
 
     @property
     def outstanding(self) -> int:
         """Events that wait for their label."""
-        return len(self._open.slots)
+        return self._open.count
 
-    def apply(self, batch: LogBatch) -> Iterator[EpochScore]:
+    def waiting(self) -> tuple[Ints, Floats]:
+        """Seqs of the events that wait for their label, and the target means that each read."""
+        seqs = self._open.seqs()
+        return seqs, self._open.take(seqs).means
+
+    def wants(self, batch: LogBatch) -> Ints:
+        """Events whose columns must be read back from the log for a batch: its labels answer them, and they are not kept.
+
+        Returns
+        -------
+        int64[n]
+            Seqs in order, for `Recalled`.
+        """
+        self._keys.trim(RECENT)
+        self._features.trim(RECENT)
+        closing = (batch.label_kind != LabelKind.CORRECTION) & (batch.label_event < self._features.first)
+        closing[closing] = self._open.waits(batch.label_event[closing])
+        wanted: Ints = np.unique(batch.label_event[closing | self._teaches(batch)])
+        return wanted
+
+    def _teaches(self, batch: LogBatch) -> Mask:
+        """Corrections that say something new, when the policy wants to hear it."""
+        if self._on_late == "ignore":
+            return np.zeros(len(batch.label_seq), dtype=np.bool_)
+        corrects: Mask = batch.label_kind == LabelKind.CORRECTION
+        corrects &= ~np.isnan(batch.y) & (batch.y != batch.y_before)
+        return corrects
+
+    def apply(self, batch: LogBatch, recalled: Recalled | None = None) -> Iterator[EpochScore]:
         """Go through the next entries; yields at each epoch's end, when `state` may be asked for.
+
+        Parameters
+        ----------
+        recalled
+            What `wants` asked for. A correction whose event the log has no more teaches nothing.
 
         Raises
         ------
@@ -151,17 +179,21 @@ class Progressive:
             raise ModelError(
                 f"found a batch that starts at seq {batch.seq_first}, expected {self.seq + 1}: read on from there"
             )
+        self._old, self._old_seq = {}, np.empty(0, dtype=np.int64)
+        if recalled is not None and len(recalled.seq):
+            self._old, self._old_seq = self._encoder(recalled.events), recalled.seq
         event, label = 0, 0
         for epoch in batch.epochs:
             event_end = int(np.searchsorted(batch.event_seq, epoch.seq_last, side="right"))
             label_end = int(np.searchsorted(batch.label_seq, epoch.seq_last, side="right"))
             self._pass(batch, slice(event, event_end), slice(label, label_end))
             event, label, self.seq = event_end, label_end, epoch.seq_last
+            self._open.seal(self.seq)
             yield self._end_epoch(epoch)
         self._pass(batch, slice(event, None), slice(label, None))
         self.seq = batch.seq_last
 
-    def predict(self, log: Columns, clock: NDArray[np.int64]) -> NDArray[np.float64]:
+    def predict(self, log: Columns, clock: Ints) -> Floats:
         """Probabilities for n rows of log columns as `apply` would give them next; nothing changes."""
         X = self._encoder(log)
         if self.means is not None:
@@ -175,114 +207,154 @@ class Progressive:
 
     def _pass(self, batch: LogBatch, events: slice, labels: slice) -> None:
         """Entries of one part of a batch, in order."""
-        event_seq, clock_events = batch.event_seq[events], batch.clock_events[events]
+        seqs, clock = batch.event_seq[events], batch.clock_events[events]
         X = self._encoder({name: values[events] for name, values in batch.events.items()})
-        kept = {f"key:{name}": X[name] for name in self._keep}
-        known, slots_of = self._known_labels(batch, labels, event_seq)
-        label_seq, y = batch.label_seq[labels][known], batch.y[labels][known]
-        clock_labels = batch.clock_labels[labels][known]
-        answered = batch.label_event[labels][known]
-        order = np.argsort(np.concatenate([event_seq, label_seq]), kind="stable")
-        is_label = order >= len(event_seq)
-
+        self._keys.add(seqs, {name: X[name] for name in self._keep})
+        answers = self._answers(batch, labels, seqs)
+        keys = self._keys_of(answers)
+        stood = late_means = None
         if self.means is not None:
-            X |= self._target_means(kept, event_seq, answered, slots_of, order, is_label, y, clock_events, clock_labels)
-            kept["means"] = np.column_stack([X[name] for name in self.means.columns])
+            stood, late_means = self._read_means(X, keys, seqs, clock, answers)
+            X |= _named(self.means, stood)
         prepared = self.model.prepare(X)
-        slots = self._open.add(event_seq, batch.event_time[events], {**prepared, **kept})
-        self._prepared = tuple(prepared)
-        label_slots = np.array([self._open.slots[seq] for seq in answered.tolist()], dtype=np.int64)
-        learns = ~np.isnan(y)
+        self._features.add(seqs, prepared)
+        outstanding = self._open.count
+        self._open.add(seqs, batch.event_time[events], stood)
+        rows = self._rows_of(answers, late_means)
 
-        bounds = (
-            np.flatnonzero(np.diff(is_label, prepend=~is_label[:1], append=~is_label[-1:])).tolist()
-            if len(order)
-            else []
-        )
-        outstanding = self.outstanding - len(event_seq)
-        for start, end in pairwise(bounds):
-            run = order[start:end]
-            if not is_label[start]:
-                part = slice(int(run[0]), int(run[-1]) + 1)
-                p, memo = self.model.ask(take(prepared, part), clock_events[part], outstanding)
-                self._open.p[slots[part]], self._open.memo[slots[part]] = p, memo
-                outstanding += len(run)
+        order = np.argsort(np.concatenate([seqs, answers.seq]), kind="stable")
+        is_label = order >= len(seqs)
+        for start, end in pairwise(_bounds(is_label)):
+            part = slice(int(order[start]), int(order[end - 1]) + 1)
+            if is_label[start]:
+                part = slice(part.start - len(seqs), part.stop - len(seqs))
+                self._learn(take(rows, part), answers, part)
+                outstanding -= int(np.count_nonzero(~answers.late[part]))
             else:
-                part = slice(int(run[0]) - len(event_seq), int(run[-1]) + 1 - len(event_seq))
-                self._learn(label_slots[part][learns[part]], y[part][learns[part]], clock_labels[part][learns[part]])
-                outstanding -= len(run)
-        self._score(label_seq[learns], label_slots[learns], y[learns])
-        self._open.close(answered.tolist())
+                p, memo = self.model.ask(take(prepared, part), clock[part], outstanding)
+                self._open.answer(int(seqs[part.start]), p, memo)
+                outstanding += end - start
+        self._score(answers, keys)
+        self._open.close(answers.closing)
 
-    def _known_labels(
-        self, batch: LogBatch, labels: slice, event_seq: NDArray[np.int64]
-    ) -> tuple[NDArray[np.bool_], dict[int, int]]:
-        """Which labels are learned or release an event here, and the events of this part by seq."""
-        here = {seq: i for i, seq in enumerate(event_seq.tolist())}
-        known = np.zeros(len(batch.label_seq[labels]), dtype=np.bool_)
-        kinds, events = batch.label_kind[labels].tolist(), batch.label_event[labels].tolist()
-        for i, (kind, event) in enumerate(zip(kinds, events, strict=True)):
-            if kind == LabelKind.CORRECTION:
-                continue
-            known[i] = event in here or event in self._open.slots
-            if not known[i] and event >= self._first_seq:
-                raise ModelError(
-                    f"found a label of event {event}, which was never seen, expected its event before it: run `headrace check`"
-                )
-        return known, here
+    def _answers(self, batch: LogBatch, labels: slice, event_seq: Ints) -> _Answers:
+        """Which labels are learned or release an event here."""
+        events, late = batch.label_event[labels], self._teaches(batch)[labels]
+        late &= np.isin(events, self._old_seq)
+        closing = batch.label_kind[labels] != LabelKind.CORRECTION
+        known = np.isin(events, event_seq)
+        known[~known] = self._open.waits(events[~known])
+        if (strange := closing & ~known & (events >= self._first_seq)).any():
+            raise ModelError(
+                f"found a label of event {events[strange][0]}, which was never seen, expected its event before it: run "
+                "`headrace check`"
+            )
+        mine = (closing & known) | late
+        return _Answers(
+            seq=batch.label_seq[labels][mine],
+            event=events[mine],
+            y=batch.y[labels][mine],
+            clock=batch.clock_labels[labels][mine],
+            timed_out=batch.label_kind[labels][mine] == LabelKind.TIMEOUT,
+            late=late[mine],
+            before=batch.y_before[labels][mine],
+            since=batch.clock_corrected[labels][mine],
+        )
 
-    def _target_means(
-        self,
-        kept: Arrays,
-        event_seq: NDArray[np.int64],
-        answered: NDArray[np.int64],
-        here: dict[int, int],
-        order: NDArray[np.int64],
-        is_label: NDArray[np.bool_],
-        y: NDArray[np.float64],
-        clock_events: NDArray[np.int64],
-        clock_labels: NDArray[np.int64],
-    ) -> Columns:
-        """Values of the means for the events of this part; its labels update them."""
+    def _keys_of(self, answers: _Answers) -> Columns:
+        """Keys of target means and slices of the events that labels answer."""
+        kept = ~answers.late & (answers.event >= self._keys.first)
+        keys = self._keys.take(answers.event[kept])
+        if kept.all():
+            return keys
+        rows = self._old_rows(answers.event[~kept])
+        return _merged(keys, kept, {name: self._old[name][rows] for name in self._keep})
+
+    def _rows_of(self, answers: _Answers, late_means: Floats | None) -> Columns:
+        """Prepared rows of the events that labels answer."""
+        kept = ~answers.late & (answers.event >= self._features.first)
+        rows = self._features.take(answers.event[kept])
+        if kept.all():
+            return rows
+        X = take(self._old, self._old_rows(answers.event[~kept]))
+        if self.means is not None:
+            assert late_means is not None  # read together
+            means, late = np.empty((len(kept), len(self.means.columns))), answers.late
+            means[late] = late_means
+            means[~late & ~kept] = self._open.take(answers.event[~late & ~kept]).means
+            X |= _named(self.means, means[~kept])
+        return _merged(rows, kept, self.model.prepare(X))
+
+    def _old_rows(self, events: Ints) -> NDArray[np.intp]:
+        rows = np.searchsorted(self._old_seq, events)
+        if len(events) and (rows.max() >= len(self._old_seq) or (self._old_seq[rows] != events).any()):
+            missing = np.setdiff1d(events, self._old_seq)
+            raise ModelError(f"event {missing[0]} was not read back from the log, expected what `wants` asks for")
+        return rows
+
+    def _read_means(
+        self, X: Columns, keys: Columns, seqs: Ints, clock: Ints, answers: _Answers
+    ) -> tuple[Floats, Floats]:
+        """Values of the means for the events of this part, and for the events of late labels; its labels update them."""
         assert self.means is not None
-        values: Arrays = {}
-        for key in self.means.keys:
-            column, stored = kept[f"key:{key}"], self._open.columns.get(f"key:{key}")
-            of_labels = np.empty(len(answered), dtype=object)
-            for i, seq in enumerate(answered.tolist()):
-                if seq in here:
-                    of_labels[i] = column[here[seq]]
-                else:
-                    assert stored is not None
-                    of_labels[i] = stored[self._open.slots[seq]]
-            values[key] = np.concatenate([column, of_labels])[order]
-        y_all = np.concatenate([np.zeros(len(event_seq)), y])[order]
-        counts = ~np.isnan(y_all)  # a dropped time-out teaches nothing
-        clock = np.concatenate([clock_events, clock_labels])[order]
-        values = {key: column[counts] for key, column in values.items()}
-        return self.means.run(values, is_label[counts], y_all[counts], np.ones(int(counts.sum())), clock[counts])
+        late = answers.late
+        values = {key: np.concatenate([X[key], keys[key], keys[key][late]]) for key in self.means.keys}
+        # An event, or one that is looked at again since its label is late, reads before that label updates.
+        place = np.concatenate([2 * seqs, 2 * answers.seq + 1, 2 * answers.seq[late]])
+        is_label = np.repeat([False, True, False], [len(seqs), len(late), int(late.sum())])
+        y, before, since = np.zeros(len(place)), np.full(len(place), np.nan), np.zeros(len(place), dtype=np.int64)
+        y[is_label], before[is_label], since[is_label] = answers.y, answers.before, answers.since
+        order = np.argsort(place, kind="stable")
+        order = order[~np.isnan(y[order])]  # a dropped time-out teaches nothing
+        clocks = np.concatenate([clock, answers.clock, answers.clock[late]])[order]
+        read = self.means.run(
+            {key: column[order] for key, column in values.items()},
+            is_label[order],
+            y[order],
+            np.ones(len(order)),
+            clocks,
+            before[order],
+            since[order],
+        )
+        table = np.column_stack([read[name] for name in self.means.columns])
+        again = order[~is_label[order]] >= len(seqs)
+        return table[~again], table[again]
 
-    def _learn(self, slots: NDArray[np.int64], y: NDArray[np.float64], clock: NDArray[np.int64]) -> None:
-        if len(slots):
-            X = {name: self._open.columns[name][slots] for name in self._prepared}
-            self.model.learn(X, y, self._open.memo[slots], np.ones(len(slots)), clock)
+    def _learn(self, rows: Columns, answers: _Answers, part: slice) -> None:
+        """A run of labels, one after the other."""
+        y, clock, events, late = answers.y[part], answers.clock[part], answers.event[part], answers.late[part]
+        memo, weight = np.full((len(y), self.model.memo_width), np.nan), np.ones(len(y))
+        if self.model.memo_width or self._on_late == "reweight":
+            kept = self._open.take(events[~late])
+            memo[~late] = kept.memo
+            if self._on_late == "reweight":
+                fake = np.where(answers.timed_out[part][~late], np.nan_to_num(kept.p), 0.0)
+                weight[~late] = np.maximum(1.0 - fake**2, _LEAST)
+        doubted = late & (y == 1.0) if self._on_late == "reweight" else np.zeros(len(y), dtype=np.bool_)
+        learns = np.flatnonzero(~np.isnan(y))
+        for run in np.split(learns, np.flatnonzero(doubted[learns])):
+            if len(run) and doubted[run[0]]:  # its weight is what the model says when its turn has come
+                weight[run[0]] += self.model.predict(take(rows, run[:1]))[0]
+            if len(run):
+                self.model.learn(take(rows, run), y[run], memo[run], weight[run], clock[run])
 
-    def _score(self, seqs: NDArray[np.int64], slots: NDArray[np.int64], y: NDArray[np.float64]) -> None:
-        p = self._open.p[slots]
-        scored = ~np.isnan(p)
-        self._learned += len(slots)
+    def _score(self, answers: _Answers, keys: Columns) -> None:
+        """Observed labels, and time-outs that mean negative, against what was predicted at their events."""
+        counts = ~answers.late & ~np.isnan(answers.y)
+        kept = self._open.take(answers.event[counts])
+        scored = ~np.isnan(kept.p)
+        self._learned += int(np.count_nonzero(counts))
         self._unscored += int(np.count_nonzero(~scored))
-        seqs, slots, y, p = seqs[scored], slots[scored], y[scored], p[scored]
-        if not len(slots):
+        if not scored.any():
             return
+        y, p = answers.y[counts][scored], kept.p[scored]
         losses = self._sums.add(y, p)
-        self._epoch_digest.update(seqs, y, p)
-        times = self._open.time[slots]
+        self._epoch_digest.update(answers.seq[counts][scored], y, p)
+        times = kept.event_time[scored]
         self._times = (min(int(times.min()), self._times[0]), max(int(times.max()), self._times[1]))
         for name in self._slices:
-            for value, *row in zip(
-                self._open.columns[f"key:{name}"][slots], y.tolist(), losses.tolist(), p.tolist(), strict=True
-            ):
+            values = keys[name][counts][scored].tolist()
+            for value, *row in zip(values, y.tolist(), losses.tolist(), p.tolist(), strict=True):
                 sums = self._slice_sums.setdefault((name, value if value is not None else ""), [0, 0.0, 0.0, 0.0])
                 sums[0] += 1
                 for i in range(3):
@@ -316,7 +388,7 @@ class Progressive:
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Everything that the next entries depend on, as arrays and JSON; ask at an epoch's end.
 
-        Raw features of open events are left out: `restore` gets them from the log.
+        Features of open events are left out: `newest` says which ones to read from the log after `restore`.
         """
         arrays, meta = self.model.save()
         state: Arrays = {f"model/{name}": values for name, values in arrays.items()}
@@ -324,28 +396,31 @@ class Progressive:
         if self.means is not None:
             mean_arrays, document["means"] = self.means.save()
             state |= {f"means/{name}": values for name, values in mean_arrays.items()}
-        seqs = np.array(sorted(self._open.slots), dtype=np.int64)
-        slots = np.array([self._open.slots[seq] for seq in seqs.tolist()], dtype=np.int64)
-        state |= {"open/seq": seqs, "open/p": self._open.p[slots], "open/memo": self._open.memo[slots]}
-        if self.means is not None:
-            state["open/means"] = (
-                self._open.columns["means"][slots] if len(slots) else np.empty((0, len(self.means.columns)))
-            )
-        return state, document
+        return state | {f"open/{name}": values for name, values in self._open.save().items()}, document
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], log: Columns) -> None:
-        """Take over a state; `log` holds the log columns (with `event_time`) of its open events, by `open/seq`."""
+    def restore(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+        """Take over a state; then `remember` what `newest` names."""
         self.model.load(_under("model/", arrays), meta["model"])
         if self.means is not None:
             self.means.load(_under("means/", arrays), meta["means"])
         self.seq, self.digest = int(meta["seq"]), bytes.fromhex(meta["digest"])
-        slots, _ = self._enter(arrays["open/seq"], arrays.get("open/means"), log)
-        self._open.p[slots], self._open.memo[slots] = arrays["open/p"], arrays["open/memo"]
+        self._forget_events()
+        self._open.load(_under("open/", arrays))
         self._begin_epoch()
 
-    def adopt(
-        self, seqs: NDArray[np.int64], means: NDArray[np.float64] | None, log: Columns, clock: NDArray[np.int64]
-    ) -> None:
+    def newest(self) -> Ints:
+        """The newest events that wait: as many as are kept in memory with their features."""
+        return self._open.seqs()[-RECENT:]
+
+    def remember(self, events: Recalled) -> None:
+        """Keep the features of `newest`, as the log has them."""
+        X = self._encoder(events.events)
+        self._keys.start(events.seq, {name: X[name] for name in self._keep})
+        if self.means is not None:
+            X |= _named(self.means, self._open.take(events.seq).means)
+        self._features.start(events.seq, self.model.prepare(X))
+
+    def adopt(self, seqs: Ints, means: Floats | None, log: Columns, clock: Ints) -> None:
         """Enter events that came before the version's first seq: their labels are learned, but not scored.
 
         Parameters
@@ -359,23 +434,37 @@ class Progressive:
         clock
             int64[n], the watermark when each entered.
         """
-        slots, prepared = self._enter(seqs, means, log)
-        if len(seqs):
-            _, self._open.memo[slots] = self.model.ask(prepared, clock, 0)
-        self._open.p[slots] = np.nan
-
-    def _enter(
-        self, seqs: NDArray[np.int64], means: NDArray[np.float64] | None, log: Columns
-    ) -> tuple[NDArray[np.int64], Columns]:
-        self._open = OpenEvents(self.model.memo_width)
+        self._forget_events()
         X = self._encoder(log)
-        kept = {f"key:{name}": X[name] for name in self._keep}
+        self._keys.add(seqs, {name: X[name] for name in self._keep})
         if self.means is not None and means is not None:
-            X |= dict(zip(self.means.columns, np.ascontiguousarray(means.T), strict=True))
-            kept["means"] = means
+            X |= _named(self.means, means)
         prepared = self.model.prepare(X)
-        self._prepared = tuple(prepared)
-        return self._open.add(seqs, log["event_time"], {**prepared, **kept}), prepared
+        self._features.add(seqs, prepared)
+        self._open.add(seqs, log["event_time"], means)
+        if len(seqs):
+            _, memo = self.model.ask(prepared, clock, 0)
+            self._open.answer(int(seqs[0]), np.full(len(seqs), np.nan), memo)
+
+
+def _bounds(is_label: Mask) -> list[int]:
+    """Where runs of events and of labels begin and end."""
+    if not len(is_label):
+        return []
+    return np.flatnonzero(np.diff(is_label, prepend=~is_label[:1], append=~is_label[-1:])).tolist()
+
+
+def _named(means: TargetMeans, values: Floats) -> Columns:
+    return dict(zip(means.columns, np.ascontiguousarray(values.T), strict=True))
+
+
+def _merged(some: Columns, where: Mask, others: Columns) -> Arrays:
+    """Rows put together: those where `where` holds, and the others."""
+    out: Arrays = {}
+    for name, values in some.items():
+        out[name] = np.empty((len(where), *values.shape[1:]), dtype=values.dtype)
+        out[name][where], out[name][~where] = values, others[name]
+    return out
 
 
 def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:

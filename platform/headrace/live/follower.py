@@ -13,7 +13,7 @@ import logging
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,11 +26,12 @@ from psycopg2.extensions import connection as Connection
 from headrace.definition.stream import Stream
 from headrace.errors import DefinitionError, ModelError, ServerError
 from headrace.events import LogBatch, LogColumn, micros, moment
+from headrace.flow.progressive import EpochScore, Progressive
 from headrace.live.request import EventRow
 from headrace.models.engine import engine
 from headrace.store import db, log, registry
 from headrace.store.log import Position
-from headrace.store.state import Live, open_version
+from headrace.store.state import Live, open_version, read_on
 
 logger = logging.getLogger(__name__)
 
@@ -63,18 +64,19 @@ class Following:
         self._watermark = -(2**63)
         self._through, self._at_end = moment(0), False
 
-    def move(self, batch: LogBatch | None, position: Position, looked: datetime) -> None:
+    def move(self, batch: LogBatch | None, scores: Iterable[EpochScore], position: Position, looked: datetime) -> None:
         """Learn the next entries, if there are any, and take over the log's clock.
 
         Parameters
         ----------
+        batch, scores
+            The entries, and the iterator that learns them.
         position, looked
             Where the log stood, and a time before it was asked.
         """
         with self._lock:
-            if batch is not None:
-                for _ in self._live.progressive.apply(batch):
-                    pass  # scores are the learner's business
+            for _ in scores:
+                pass  # the learner's business
             self.seq = self._live.progressive.seq
             if position.watermark is not None:
                 self._watermark = micros(position.watermark)
@@ -83,6 +85,11 @@ class Following:
                 self._through = looked
             elif batch is not None and batch.received_through is not None:
                 self._through = batch.received_through
+
+    @property
+    def progressive(self) -> Progressive:
+        """The version at work; only the thread that follows the log may touch it."""
+        return self._live.progressive
 
     def predict(self, row: EventRow) -> tuple[float, int]:
         """(probability, seq): what the learner gives this event if its commit is the log's next one, alone."""
@@ -186,9 +193,12 @@ class Follower:
 
     def _advance(self, conn: Connection, following: Following, position: Position, looked: datetime, many: int) -> bool:
         upto = min(following.seq + many, position.seq)
-        batch = log.read(conn, self.stream, self._columns, following.seq, upto) if upto > following.seq else None
-        following.move(batch, position, looked)
-        return batch is not None
+        if upto == following.seq:
+            following.move(None, (), position, looked)
+            return False
+        batch, scores = read_on(conn, self.stream, self._columns, following.progressive, upto)
+        following.move(batch, scores, position, looked)
+        return True
 
     def _bring(self, conn: Connection, champion: str, position: Position, looked: datetime) -> bool:
         """Bring the champion to where it can take over; True when there was something to do."""

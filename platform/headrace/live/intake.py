@@ -25,7 +25,7 @@ from headrace.flow.gate import Rows
 from headrace.flow.join import Join
 from headrace.flow.pgoutput import DELETE, INSERT, OLD, UPDATE, Changes, Messages
 from headrace.store import db, log, source
-from headrace.store.changes import Reader
+from headrace.store.changes import Large, Reader
 from headrace.store.leases import Lease
 
 logger = logging.getLogger(__name__)
@@ -156,9 +156,11 @@ def run(
             )
             reader, looked = Reader(cursor), 0.0
             while not stop():
-                messages = reader.read(wait=0.5)
-                if messages is not None:
-                    reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, messages))
+                read = reader.read(wait=0.5)
+                if isinstance(read, Large):
+                    reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
+                elif read is not None:
+                    reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, read))
                 if time.monotonic() - looked > 2.0:
                     reader.acknowledge(_report(conn, watch, stream, lease, join, at.slot, reader.idle_at))
                     looked = time.monotonic()
@@ -183,20 +185,62 @@ def _write(
         lease.check(conn)
         joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk), join.remembers_from))
         appender.append(conn, joined, admission, log.Commits(ends, times), "stream")
-        log.move(
-            conn,
-            stream.name,
-            join,
-            slot=at.slot,
-            system_identifier=at.system_identifier,
-            timeline=at.timeline,
-            lsn=ends[-1],
-            commit_time=times[-1],
-            received_at=datetime.now(UTC),
-        )
-        if joined.segments:
-            db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
+        _move(conn, stream, join, at, ends[-1], times[-1], new=bool(joined.segments))
     return ends[-1]
+
+
+def _write_large(
+    conn: Connection,
+    stream: Stream,
+    columns: tuple[LogColumn, ...],
+    lease: Lease,
+    join: Join,
+    appender: log.Appender,
+    at: log.Position,
+    reader: Reader,
+    large: Large,
+) -> str:
+    """The same for a transaction that does not fit into memory: twice through it, since the watermark comes first."""
+    end, reach = source.lsn_text(large.end_lsn), _NO_CLOCK
+    for messages, _ in large.parts():
+        chunk = admit(stream, columns, messages).chunk(clocks(messages, stream))
+        reach = max(reach, chunk.reach())
+        reader.alive()
+    before, entries = join.seq, 0
+    with db.transaction(conn):
+        lease.check(conn)
+        for messages, last in large.parts():
+            admission = admit(stream, columns, messages)
+            chunk = admission.chunk(clocks(messages, stream))
+            past = appender.past(conn, join.unknown_keys(chunk), join.remembers_from)
+            joined = join.run_part(chunk, past, reach, last=last)
+            time_of = moment(int(messages.transactions.commit_time[0]))
+            appender.append(conn, joined, admission, log.Commits([end], [time_of]), "stream")
+            entries = join.seq - before
+            reader.alive()
+        _move(conn, stream, join, at, end, time_of, new=entries > 0)
+    reader.done(large)
+    logger.info("a transaction of %d entries is in the log, up to seq %d", entries, join.seq)
+    return end
+
+
+def _move(
+    conn: Connection, stream: Stream, join: Join, at: log.Position, lsn: str, commit_time: datetime, *, new: bool
+) -> None:
+    """Move the position, and wake who reads the log when it has new entries."""
+    log.move(
+        conn,
+        stream.name,
+        join,
+        slot=at.slot,
+        system_identifier=at.system_identifier,
+        timeline=at.timeline,
+        lsn=lsn,
+        commit_time=commit_time,
+        received_at=datetime.now(UTC),
+    )
+    if new:
+        db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
 
 
 def _check_slot(watch: Connection, at: log.Position) -> None:

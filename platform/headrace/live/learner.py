@@ -24,7 +24,7 @@ from headrace.flow.progressive import EpochScore
 from headrace.store import checkpoints, db, log, registry
 from headrace.store.checkpoints import EpochCost
 from headrace.store.leases import Lease
-from headrace.store.state import Live
+from headrace.store.state import Live, read_on
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,9 @@ class Learner:
             return False
         started, before = time.monotonic(), at.seq
         upto = min(at.seq + self.batch, position.seq)
-        batch = log.read(self.conn, self.stream.name, self.columns, at.seq, upto)
+        batch, scores = read_on(self.conn, self.stream.name, self.columns, at, upto)
         self.conn.commit()
-        for score in at.apply(batch):
+        for score in scores:
             self._pending.append((score, self._cost()))
             self.live.learned += score.learned
             at_edge = position.epoch.number == score.epoch.epoch + 1

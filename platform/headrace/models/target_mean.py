@@ -66,7 +66,14 @@ class TargetMeans:
         self._now = np.iinfo(np.int64).min
 
     def run(
-        self, values: Columns, is_label: NDArray[np.bool_], y: Floats, weight: Floats, clock: Clock
+        self,
+        values: Columns,
+        is_label: NDArray[np.bool_],
+        y: Floats,
+        weight: Floats,
+        clock: Clock,
+        before: Floats | None = None,
+        since: Clock | None = None,
     ) -> dict[str, Floats]:
         """Pass over n log entries and return the features of the events among them.
 
@@ -80,6 +87,9 @@ class TargetMeans:
             float64[n], read at labels only.
         clock
             int64[n] microseconds, never falling, not below that of an earlier run.
+        before, since
+            For labels that correct earlier ones: float64[n] the earlier value, NaN elsewhere, and int64[n] its clock.
+            Such a label changes S by w (y - before) 2^(-(now - since)/h), and N not at all.
 
         Returns
         -------
@@ -98,7 +108,9 @@ class TargetMeans:
             )
         ids = self._enter(values, is_label)
         out = np.empty((len(clock) - int(np.count_nonzero(is_label)), len(self.columns)))
-        _run(ids, is_label, y, weight, clock, self._sums, self._last, _HALF_LIVES, self.prior, out)
+        before = np.full(len(clock), np.nan) if before is None else before
+        since = clock if since is None else since
+        _run(ids, is_label, y, weight, clock, before, since, self._sums, self._last, _HALF_LIVES, self.prior, out)
         if len(clock):
             self._now = int(clock[-1])
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
@@ -111,7 +123,7 @@ class TargetMeans:
         none = np.zeros(len(clock))
         out = np.empty((len(clock), len(self.columns)))
         events = np.zeros(len(clock), dtype=np.bool_)
-        _run(ids, events, none, none, clock, self._sums, self._last, _HALF_LIVES, self.prior, out)
+        _run(ids, events, none, none, clock, none, clock, self._sums, self._last, _HALF_LIVES, self.prior, out)
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
 
     def save(self) -> tuple[Arrays, dict[str, Any]]:
@@ -164,6 +176,8 @@ def _run(
     y: Floats,
     weight: Floats,
     clock: Clock,
+    before: Floats,
+    since: Clock,
     sums: Floats,
     last: NDArray[np.int64],
     half_lives: Floats,
@@ -180,8 +194,12 @@ def _run(
                     age = float(clock[i] - last[row])
                     for h in range(width):
                         decay = exp2(-age / half_lives[h])
-                        sums[row, 0, h] = sums[row, 0, h] * decay + weight[i] * y[i]
-                        sums[row, 1, h] = sums[row, 1, h] * decay + weight[i]
+                        gain, count = weight[i] * y[i], weight[i]
+                        if before[i] == before[i]:
+                            old = exp2(-float(clock[i] - since[i]) / half_lives[h])
+                            gain, count = weight[i] * (y[i] - before[i]) * old, 0.0
+                        sums[row, 0, h] = sums[row, 0, h] * decay + gain
+                        sums[row, 1, h] = sums[row, 1, h] * decay + count
                     last[row] = clock[i]
                 continue
             for h in range(width):

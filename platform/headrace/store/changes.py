@@ -1,17 +1,21 @@
 """Reading a change stream: whole transactions from a replication cursor, decoded a chunk at a time.
 
-It acknowledges only what its caller says is durable. `tally` is the second reader of an audit: it counts what a slot
+A transaction that is larger than a chunk waits in a temporary file until its Commit has come, so memory stays bounded. The
+reader acknowledges only what its caller says is durable. `tally` is the second reader of an audit: it counts what a slot
 delivers and keeps nothing else.
 """
 
 from __future__ import annotations
 
 import select
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from psycopg2.extras import ReplicationCursor
 
 from headrace.definition.stream import Stream
@@ -24,6 +28,37 @@ _QUIET_SECONDS = 2.0  # a slot that delivers nothing for so long has nothing mor
 _KINDS = {INSERT: "insert", UPDATE: "update", DELETE: "delete"}
 
 
+class Large:
+    """A transaction that is too large for a chunk, in a temporary file; its parts can be read any number of times."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.session_after = session
+        self.end_lsn = 0
+        self._file = tempfile.TemporaryFile(prefix="headrace-transaction-")  # noqa: SIM115 (`close` closes it)
+        self._parts: list[NDArray[np.int64]] = []  # the payloads' lengths
+
+    def add(self, payloads: list[bytes]) -> None:
+        """The next messages."""
+        if payloads:
+            self._parts.append(np.array([len(p) for p in payloads], dtype=np.int64))
+            self._file.write(b"".join(payloads))
+
+    def parts(self) -> Iterator[tuple[Messages, bool]]:
+        """The messages, a chunk at a time, and whether it is the last one."""
+        self._file.seek(0)
+        session = self.session
+        for number, lengths in enumerate(self._parts, start=1):
+            messages = parse(self._file.read(int(lengths.sum())), _offsets(lengths), session)
+            session = messages.session
+            yield messages, number == len(self._parts)
+        self.session_after = session
+
+    def close(self) -> None:
+        """Done with it."""
+        self._file.close()
+
+
 class Reader:
     """Whole transactions from a replication cursor."""
 
@@ -31,13 +66,19 @@ class Reader:
         self._cursor = cursor
         self._payloads: list[bytes] = []
         self._whole = 0  # payloads up to the last Commit
+        self._large: Large | None = None  # the transaction that is being received, when it is one
         self._session = Session()
 
-    def read(self, wait: float) -> Messages | None:
-        """What has come, up to the last Commit; None when nothing whole came within `wait` seconds."""
+    def read(self, wait: float) -> Messages | Large | None:
+        """What has come, up to the last Commit; None when nothing whole came within `wait` seconds.
+
+        A transaction of more than a chunk comes alone and as a file; say `done` when it is dealt with.
+        """
         deadline = time.monotonic() + wait
         size = 0
-        while size < _CHUNK_BYTES:
+        while size < _CHUNK_BYTES or not self._whole:
+            if size >= _CHUNK_BYTES:
+                size = self._spill()
             message = self._cursor.read_message()
             if message is not None:
                 payload = message.payload
@@ -45,25 +86,44 @@ class Reader:
                 size += len(payload)
                 if payload[0] == _COMMIT:
                     self._whole = len(self._payloads)
+                    if self._large is not None:
+                        return self._received(payload)
                 continue
             if self._whole:
                 break
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._cursor], [], [], left)[0]:
                 return None
-        if not self._whole:
-            return None
         taken, self._payloads, self._whole = self._payloads[: self._whole], self._payloads[self._whole :], 0
-        offsets = np.zeros(len(taken) + 1, dtype=np.int64)
-        np.cumsum([len(p) for p in taken], out=offsets[1:])
-        messages = parse(b"".join(taken), offsets, self._session)
+        messages = parse(b"".join(taken), _offsets(np.array([len(p) for p in taken])), self._session)
         self._session = messages.session
         return messages
+
+    def _spill(self) -> int:
+        if self._large is None:
+            self._large = Large(self._session)
+        self._large.add(self._payloads)
+        self._payloads = []
+        return 0
+
+    def _received(self, commit: bytes) -> Large:
+        large, self._large = self._large, None
+        assert large is not None  # the caller has looked
+        large.add(self._payloads)
+        large.end_lsn = int.from_bytes(commit[10:18], "big")
+        self._payloads, self._whole = [], 0
+        return large
+
+    def done(self, large: Large) -> None:
+        """A large transaction has been dealt with."""
+        self._session = large.session_after
+        large.close()
 
     @property
     def idle_at(self) -> str:
         """How far the source's WAL is known to hold nothing but what `read` gave; 0/0 inside a transaction."""
-        return "0/0" if self._payloads else source.lsn_text(self._cursor.wal_end)
+        inside = self._payloads or self._large is not None
+        return "0/0" if inside else source.lsn_text(self._cursor.wal_end)
 
     def acknowledge(self, lsn: str) -> None:
         """Tell the source that everything up to a position is durable here.
@@ -72,6 +132,16 @@ class Reader:
         and the slot would get ahead of the stored position. Streaming starts at the stored position, so nothing comes twice.
         """
         self._cursor.send_feedback(flush_lsn=source.lsn_number(lsn) - 1, force=True)  # type: ignore[no-untyped-call]
+
+    def alive(self) -> None:
+        """Tell the source that somebody still reads, while one transaction takes long to write."""
+        self._cursor.send_feedback(force=True)  # type: ignore[no-untyped-call]
+
+
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 @dataclass(frozen=True)
@@ -103,20 +173,29 @@ def tally(dsn: str, stream: Stream, slot: str, since: str, until: str) -> Tally:
         source.start(cursor, slot, stream.publication, "0/0")
         reader = Reader(cursor)
         while source.lsn_number(last) < source.lsn_number(until):
-            messages = reader.read(wait=_QUIET_SECONDS)
-            if messages is None:
+            read = reader.read(wait=_QUIET_SECONDS)
+            if read is None:
                 break
-            ends = messages.transactions.end_lsn
-            counted = (ends > source.lsn_number(since)) & (ends <= source.lsn_number(until))
-            for changes in messages.changes:
-                table = f"{changes.relation.namespace or 'pg_catalog'}.{changes.relation.name}"
-                for kind in changes.kind[counted[changes.transaction]].tolist():
-                    counts.setdefault(table, Counter())[_KINDS[kind]] += 1
-            for truncate in messages.truncates:
-                if counted[messages.transaction[truncate.index]]:
-                    counts.setdefault("truncated", Counter())["truncate"] += len(truncate.oids)
-            if counted.any():
-                last = source.lsn_text(int(ends[counted].max()))
-            if int(ends[-1]) > source.lsn_number(until):
+            end = read.end_lsn if isinstance(read, Large) else int(read.transactions.end_lsn[-1])
+            for messages in (m for m, _ in read.parts()) if isinstance(read, Large) else [read]:
+                ends = np.full(1, end) if isinstance(read, Large) else messages.transactions.end_lsn
+                counted = (ends > source.lsn_number(since)) & (ends <= source.lsn_number(until))
+                _count(messages, counted, counts)
+                if counted.any():
+                    last = source.lsn_text(int(ends[counted].max()))
+            if isinstance(read, Large):
+                reader.done(read)
+            if end > source.lsn_number(until):
                 break
     return Tally(last, {table: dict(kinds) for table, kinds in sorted(counts.items())})
+
+
+def _count(messages: Messages, counted: NDArray[np.bool_], counts: dict[str, Counter[str]]) -> None:
+    """Add the changes of the transactions that count."""
+    for changes in messages.changes:
+        table = f"{changes.relation.namespace or 'pg_catalog'}.{changes.relation.name}"
+        for kind in changes.kind[counted[changes.transaction]].tolist():
+            counts.setdefault(table, Counter())[_KINDS[kind]] += 1
+    for truncate in messages.truncates:
+        if counted[messages.transaction[truncate.index]]:
+            counts.setdefault("truncated", Counter())["truncate"] += len(truncate.oids)

@@ -19,6 +19,7 @@ from psycopg2.extensions import connection as Connection
 
 from headrace.errors import SnapshotError
 from headrace.events import moment
+from headrace.flow.openevents import saved_seqs
 from headrace.flow.progressive import EpochScore
 from headrace.flow.scores import pack_histograms
 from headrace.models.snapshot import dump, parse, state_digest
@@ -153,5 +154,6 @@ def write_metrics(
 
 def open_seqs(checkpoint: Checkpoint) -> NDArray[np.int64]:
     """Events that waited for their label at a checkpoint."""
-    seqs: NDArray[np.int64] = checkpoint.arrays["open/seq"]
-    return seqs
+    prefix = "open/"
+    arrays = checkpoint.arrays.items()
+    return saved_seqs({name.removeprefix(prefix): values for name, values in arrays if name.startswith(prefix)})

@@ -21,7 +21,17 @@ from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
 from headrace.errors import ServerError
-from headrace.events import PARTITION_ENTRIES, Columns, EpochRange, LabelKind, LogBatch, LogColumn, micros, moment
+from headrace.events import (
+    PARTITION_ENTRIES,
+    Columns,
+    EpochRange,
+    LabelKind,
+    LogBatch,
+    LogColumn,
+    Recalled,
+    micros,
+    moment,
+)
 from headrace.flow.admit import Admission
 from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.features import plain
@@ -123,10 +133,12 @@ class Appender:
             "history" or "stream".
         """
         now = datetime.now(UTC)
-        if joined.segments:
-            self._make_room(conn, joined.segments[0][0], joined.segments[-1][1])
+        seqs = [part[i] for part in (joined.event_seq, joined.label_seq) if part for i in (0, -1)]
+        if seqs:
+            self._make_room(conn, min(seqs), max(seqs))
             self._write_events(conn, joined, admission.groups)
             self._write_labels(conn, joined)
+        if joined.segments:
             segments = (
                 (first, last, commits.end_lsn[c], commits.time[c], now, moment(watermark), self._hash, origin)
                 for first, last, c, watermark in joined.segments
@@ -367,10 +379,10 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
     )
 
 
-def read_events(conn: Connection, stream: str, columns: Sequence[LogColumn], seqs: NDArray[np.int64]) -> Columns:
-    """Log columns of some events, in order of seq."""
+def recall(conn: Connection, stream: str, columns: Sequence[LogColumn], seqs: NDArray[np.int64]) -> Recalled:
+    """Log columns of some events, in order of seq; those that the log has no more are left out."""
     parts = {"seqs": sql.SQL("{}::bigint[]").format(sql.Literal(seqs.tolist()))}
-    return _read_events(conn, "read_events_by_seq", stream, columns, **parts)[1]
+    return Recalled(*_read_events(conn, "read_events_by_seq", stream, columns, **parts))
 
 
 def _read_events(

@@ -5,7 +5,7 @@ Learner, endpoint and bootstrap all start here, so a version is the same thing w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,9 @@ from psycopg2.extensions import connection as Connection
 from headrace.definition.recipes import Recipe
 from headrace.definition.stream import Stream
 from headrace.errors import DefinitionError
-from headrace.events import Engine, LogColumn
+from headrace.events import Engine, LogBatch, LogColumn
 from headrace.flow.features import Encoder
-from headrace.flow.progressive import Progressive
+from headrace.flow.progressive import EpochScore, Progressive
 from headrace.flow.scores import GENESIS
 from headrace.models.build import fresh
 from headrace.models.target_mean import TargetMeans
@@ -95,8 +95,8 @@ def open_version(
     artifact = None if checkpoint is None else checkpoint.arrays.get(ARTIFACT)
     live = assemble(stream, version, recipe, artifact, key, engine)
     if checkpoint is not None:
-        opened = log.read_events(conn, stream.name, columns, checkpoints.open_seqs(checkpoint))
-        live.progressive.restore(checkpoint.arrays, checkpoint.meta, opened)
+        live.progressive.restore(checkpoint.arrays, checkpoint.meta)
+        live.progressive.remember(log.recall(conn, stream.name, columns, live.progressive.newest()))
         live.learned = checkpoint.learned
         if checkpoint.engine != engine.id:  # digests of different engines do not compare: a new chain starts
             live.progressive.restart_chain(GENESIS)
@@ -110,5 +110,15 @@ def assemble(
     encoder = Encoder(stream)
     model = fresh(recipe, key=key, artifact=None if artifact is None else artifact.tobytes())
     means = TargetMeans(encoder.mean_keys, PRIOR) if recipe.target_means else None
-    progressive = Progressive(model, encoder, means, stream.slices, version.first_seq, GENESIS)
+    late = stream.label.on_late
+    progressive = Progressive(model, encoder, means, stream.slices, version.first_seq, GENESIS, late)
     return Live(version, progressive, artifact, 0, engine)
+
+
+def read_on(
+    conn: Connection, stream: str, columns: Sequence[LogColumn], progressive: Progressive, upto: int
+) -> tuple[LogBatch, Iterator[EpochScore]]:
+    """The log's next entries, up to a seq that it has, and what a version makes of them as the iterator goes on."""
+    batch = log.read(conn, stream, columns, progressive.seq, upto)
+    recalled = log.recall(conn, stream, columns, progressive.wants(batch))
+    return batch, progressive.apply(batch, recalled)

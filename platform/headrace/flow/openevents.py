@@ -1,0 +1,246 @@
+"""What a version keeps of events that wait for their label: predictions in pages, features of the newest ones.
+
+A label window of months may hold ten million open events. Of each a version must keep what nobody can tell it again: its
+prediction, the model's memo and the target means that it read. Those lie in pages, one for each stretch of the log, that
+are written once: a checkpoint stores a page once however many checkpoints refer to it. Features can be read back from the
+log, so only the newest ones stay in memory. How the log is cut into batches does not show in what is saved. No I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.events import Columns
+
+Arrays = dict[str, NDArray[Any]]
+Ints = NDArray[np.int64]
+
+PAGE = 131_072  # entries of the log whose events share a page
+RECENT = 131_072  # events whose features stay in memory; up to twice as many between two batches
+
+
+class _Grown:
+    """Columns of equal length that grow at the end."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._arrays: Arrays = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._arrays[name][: self.size]
+
+    def extend(self, columns: Columns) -> None:
+        """More rows; every call has the same columns."""
+        rows = len(next(iter(columns.values())))
+        for name, values in columns.items():
+            array = self._arrays.get(name)
+            if array is None or self.size + rows > len(array):
+                grown = np.empty((max(1024, 2 * (self.size + rows)), *values.shape[1:]), dtype=values.dtype)
+                if array is not None:
+                    grown[: self.size] = array[: self.size]
+                array = self._arrays[name] = grown
+            array[self.size : self.size + rows] = values
+        self.size += rows
+
+    def take(self, rows: NDArray[Any] | slice) -> Arrays:
+        """Copies of some rows."""
+        return {name: values[: self.size][rows].copy() for name, values in self._arrays.items()}
+
+
+@dataclass
+class _Page:
+    """Events of one stretch of the log that waited when it was sealed; `waits` alone changes."""
+
+    columns: Arrays
+    waits: NDArray[np.bool_]
+    open: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was kept of n events; `p` is NaN where this version did not predict."""
+
+    event_time: Ints
+    p: NDArray[np.float64]
+    memo: NDArray[np.float64]
+    means: NDArray[np.float64]
+
+
+class OpenEvents:
+    """Events that wait for their label, in order of seq.
+
+    Parameters
+    ----------
+    memo, means
+        How many numbers the model and the target means want back for each event.
+    """
+
+    def __init__(self, memo: int, means: int) -> None:
+        self._widths = (memo, means)
+        self._pages: list[_Page] = []
+        self._tail = _Grown()
+        self._tail.extend(self._rows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), None))
+        self._tail_first = 0  # seq where its stretch begins
+        self.count = 0
+
+    def _rows(self, seqs: Ints, times: Ints, means: NDArray[np.float64] | None) -> Arrays:
+        n, (memo, width) = len(seqs), self._widths
+        return {
+            "seq": seqs,
+            "time": times,
+            "p": np.full(n, np.nan),
+            "memo": np.full((n, memo), np.nan),
+            "means": np.empty((n, width)) if means is None else means,
+            "waits": np.ones(n, dtype=np.bool_),
+        }
+
+    def add(self, seqs: Ints, times: Ints, means: NDArray[np.float64] | None) -> None:
+        """Enter events; `answer` says what the model predicts for them."""
+        self._tail.extend(self._rows(seqs, times, means))
+        self.count += len(seqs)
+
+    def answer(self, first: int, p: NDArray[np.float64], memo: NDArray[np.float64]) -> None:
+        """What the model says of the events from the one with seq `first` on, which entered lately."""
+        at = int(np.searchsorted(self._tail["seq"], first))
+        self._tail["p"][at : at + len(p)] = p
+        self._tail["memo"][at : at + len(p)] = memo
+
+    def waits(self, seqs: Ints) -> NDArray[np.bool_]:
+        """Which events are among them."""
+        out = np.zeros(len(seqs), dtype=np.bool_)
+        for page, index, rows in self._find(seqs):
+            out[index] = page["waits"][rows]
+        return out
+
+    def take(self, seqs: Ints) -> Kept:
+        """What was kept of some events, which must be among them."""
+        out = self._rows(seqs, np.empty(len(seqs), dtype=np.int64), None)
+        for page, index, rows in self._find(seqs):
+            for name in ("time", "p", "memo", "means"):
+                out[name][index] = page[name][rows]
+        return Kept(out["time"], out["p"], out["memo"], out["means"])
+
+    def close(self, seqs: Ints) -> None:
+        """Their labels came."""
+        for page, _, rows in self._find(seqs):
+            page["waits"][rows] = False
+        self.count -= len(seqs)
+
+    def seal(self, seq: int) -> None:
+        """At an epoch's end: stretches of the log that are past become pages, and pages that wait no more go."""
+        while seq >= self._tail_first + PAGE:
+            self._tail_first += PAGE
+            past = int(np.searchsorted(self._tail["seq"], self._tail_first))
+            if past:
+                self._pages.append(_sealed(self._tail.take(slice(past))))
+                later, self._tail = self._tail.take(slice(past, None)), _Grown()
+                self._tail.extend(later)
+        for page in self._pages:
+            page.open = int(np.count_nonzero(page.waits))
+        self._pages = [
+            _sealed({**page.columns, "waits": page.waits}) if 4 * page.open < len(page.waits) else page
+            for page in self._pages
+            if page.open
+        ]
+
+    def seqs(self) -> Ints:
+        """All of them, in order."""
+        parts = [*(page.columns["seq"][page.waits] for page in self._pages), self._tail["seq"][self._tail["waits"]]]
+        return np.concatenate(parts)
+
+    def save(self) -> Arrays:
+        """Everything as arrays; those of a page are the same objects every time."""
+        arrays: Arrays = {"first": np.array([self._tail_first])}
+        for number, page in enumerate(self._pages):
+            arrays |= {f"{number}/{name}": values for name, values in page.columns.items() if values.size}
+            arrays[f"{number}/waits"] = np.packbits(page.waits)
+        tail = self._tail.take(self._tail["waits"])
+        return arrays | {f"tail/{name}": values for name, values in tail.items() if name != "waits"}
+
+    def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what `save` gave."""
+        self._pages, self._tail_first = [], int(arrays["first"][0])
+        while f"{len(self._pages)}/seq" in arrays:
+            number = len(self._pages)
+            seqs = arrays[f"{number}/seq"]
+            columns = self._rows(seqs, arrays[f"{number}/time"], None)
+            columns |= {name: arrays[f"{number}/{name}"] for name in columns if f"{number}/{name}" in arrays}
+            columns["waits"] = np.unpackbits(arrays[f"{number}/waits"], count=len(seqs)).astype(np.bool_)
+            self._pages.append(_sealed(columns, every=True))
+        tail = self._rows(arrays["tail/seq"], arrays["tail/time"], None)
+        self._tail = _Grown()
+        self._tail.extend(tail | {name: arrays[f"tail/{name}"] for name in ("p", "memo", "means")})
+        self.count = len(self.seqs())
+
+    def _find(self, seqs: Ints) -> list[tuple[Mapping[str, NDArray[Any]], NDArray[np.intp], NDArray[np.intp]]]:
+        """(columns of a page, which of the seqs, their rows in it), for those that are in a page."""
+        pages: list[Any] = [{**page.columns, "waits": page.waits} for page in self._pages]
+        if self._tail.size:
+            pages.append(self._tail)
+        firsts = np.array([page["seq"][0] for page in pages], dtype=np.int64)
+        number = np.searchsorted(firsts, seqs, side="right") - 1
+        found = []
+        for at in np.unique(number[number >= 0]).tolist():
+            index = np.flatnonzero(number == at)
+            rows = np.searchsorted(pages[at]["seq"], seqs[index])
+            there = rows < len(pages[at]["seq"])
+            index, rows = index[there], rows[there]
+            same = pages[at]["seq"][rows] == seqs[index]
+            found.append((pages[at], index[same], rows[same]))
+        return found
+
+
+def _sealed(columns: Arrays, *, every: bool = False) -> _Page:
+    """A page of the rows that wait, or of every row."""
+    waits = columns.pop("waits")
+    rows = np.ones(len(waits), dtype=np.bool_) if every else waits
+    kept = {name: values[rows] for name, values in columns.items()}
+    for values in kept.values():
+        values.setflags(write=False)
+    return _Page(kept, waits[rows].copy(), int(np.count_nonzero(waits)))
+
+
+class Recent:
+    """Columns of the newest events, in order of seq; older ones must be read from the log."""
+
+    def __init__(self) -> None:
+        self.first = 0  # events before this seq are not here
+        self._rows = _Grown()
+
+    def start(self, seqs: Ints, columns: Columns) -> None:
+        """Begin with the newest of the events that wait already."""
+        self.first = int(seqs[0]) if len(seqs) else 0
+        self.add(seqs, columns)
+
+    def add(self, seqs: Ints, columns: Columns) -> None:
+        """The next events; every call has the same columns."""
+        self._rows.extend({"": seqs, **columns})
+
+    def take(self, seqs: Ints) -> Arrays:
+        """The columns of some events, which must be here."""
+        rows = np.searchsorted(self._rows[""], seqs)
+        taken = self._rows.take(rows)
+        del taken[""]
+        return taken
+
+    def trim(self, keep: int) -> None:
+        """Forget all but the newest, when there are twice as many."""
+        if self._rows.size > 2 * keep:
+            newest, self._rows = self._rows.take(slice(self._rows.size - keep, None)), _Grown()
+            self._rows.extend(newest)
+            self.first = int(newest[""][0])
+
+
+def saved_seqs(arrays: Mapping[str, NDArray[Any]]) -> Ints:
+    """The events that `OpenEvents.save` saved, in order."""
+    parts, number = [], 0
+    while f"{number}/seq" in arrays:
+        seqs = arrays[f"{number}/seq"]
+        parts.append(seqs[np.unpackbits(arrays[f"{number}/waits"], count=len(seqs)).astype(np.bool_)])
+        number += 1
+    return np.concatenate([*parts, arrays["tail/seq"]])
