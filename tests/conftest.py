@@ -21,6 +21,7 @@ import pytest
 from psycopg2 import sql
 
 from headrace.batch.history import Imported, import_history
+from headrace.batch.resync import Resynced, resync
 from headrace.definition.load import load_file
 from headrace.definition.stream import Stream
 from headrace.events import Engine, LogColumn
@@ -249,6 +250,11 @@ class Registered:
         """Import what the source holds, as `headrace intake` does."""
         with self._as_intake() as (conn, lease):
             return import_history(conn, origin.dsn, self.stream, self.columns, lease, lambda *_: None)
+
+    def resync(self, origin: SmallSource) -> Resynced:
+        """Close the seam, as `headrace resync` does."""
+        with self._as_intake() as (conn, lease):
+            return resync(conn, origin.dsn, self.stream, self.columns, lease, lambda *_: None)
 
     def follow(self, origin: SmallSource) -> None:
         """Run the intake until it has all that is committed at the source by now."""

@@ -8,7 +8,8 @@ INSERT INTO headrace.intake_positions AS p (stream, slot, system_identifier, tim
     epoch_labels, epoch_watermark_first, watermark, commit_time, received_at, updated_at)
 VALUES (%(stream)s, %(slot)s, %(system_identifier)s, %(timeline)s, %(lsn)s, %(lsn)s, %(seq)s, %(epoch)s, %(epoch_seq_first)s,
     %(epoch_labels)s, %(epoch_watermark_first)s, %(watermark)s, %(commit_time)s, %(received_at)s, now())
-ON CONFLICT (stream) DO UPDATE SET lsn = excluded.lsn, seq = excluded.seq, epoch = excluded.epoch,
+ON CONFLICT (stream) DO UPDATE SET slot = excluded.slot, system_identifier = excluded.system_identifier,
+    timeline = excluded.timeline, lsn = excluded.lsn, seq = excluded.seq, epoch = excluded.epoch,
     epoch_seq_first = excluded.epoch_seq_first, epoch_labels = excluded.epoch_labels,
     epoch_watermark_first = excluded.epoch_watermark_first, watermark = excluded.watermark,
     commit_time = coalesce(excluded.commit_time, p.commit_time), received_at = coalesce(excluded.received_at, p.received_at),

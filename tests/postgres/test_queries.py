@@ -32,6 +32,8 @@ PARTS: dict[str, sql.Composable] = {
     "since": sql.Literal("2020-03-01+00"),
     "after": sql.Literal(0),
     "upto": sql.Literal(10),
+    "before": sql.Literal(10),
+    "remembered": sql.Literal(5),
     "seqs": sql.SQL("'{1,2}'::bigint[]"),
 }
 SOURCE_PARTS = {
@@ -44,6 +46,9 @@ NEEDS = {
     "attach_partition": ["create_partition"],
     "index_closed_partition": ["create_partition"],
     "drop_window": ["create_window"],
+    "write_resync_keys": ["make_resync_keys"],
+    "labels_gone": ["make_resync_keys"],
+    "labels_unset": ["make_resync_keys"],
 }
 AT_THE_SOURCE = set(re.findall(r"^-- ([a-z_]+):", (SQL / "queries" / "source.sql").read_text(), re.MULTILINE))
 

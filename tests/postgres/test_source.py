@@ -298,7 +298,8 @@ def test_a_slot_in_use_is_refused(running: Any, origin: Any) -> None:
 def test_a_lost_slot_is_refused(running: Any, origin: Any) -> None:
     origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
     with pytest.raises(
-        SlotError, match=r"is gone at the source, but the log stands at .*: changes since then cannot be read"
+        SlotError,
+        match=r"slot_missing: .* but the log stands at .*: changes since then are lost; `headrace resync small`",
     ):
         running.follow(origin)
 

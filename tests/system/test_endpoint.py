@@ -312,7 +312,9 @@ def test_probability_is_the_learners_to_the_bit(shop: Shop) -> None:
         shop.label(range(HISTORY - 49 + 7 * i, HISTORY - 42 + 7 * i))
     shop.settle()
     checkpoint = wait_for(lambda: newest_with(shop, "orders-1", max(asked)), "a checkpoint beyond the last event")
-    stored = dict(zip(checkpoint.arrays["open/seq"].tolist(), checkpoint.arrays["open/p"].tolist(), strict=True))
+    stored = dict(
+        zip(checkpoint.arrays["open/tail/seq"].tolist(), checkpoint.arrays["open/tail/p"].tolist(), strict=True)
+    )
     assert {seq: stored[seq] for seq in asked} == asked
     assert len(set(asked.values())) == len(asked), "the rows must differ for the test to mean anything"
 
@@ -469,7 +471,9 @@ def test_new_champions_probability_is_its_learners(shop: Shop) -> None:
     shop.label(range(HISTORY + 20, HISTORY + 40))
     shop.settle()
     checkpoint = wait_for(lambda: newest_with(shop, "orders-2", event), "a checkpoint beyond the event")
-    stored = dict(zip(checkpoint.arrays["open/seq"].tolist(), checkpoint.arrays["open/p"].tolist(), strict=True))
+    stored = dict(
+        zip(checkpoint.arrays["open/tail/seq"].tolist(), checkpoint.arrays["open/tail/p"].tolist(), strict=True)
+    )
     assert stored[event] == answer["probability"]
 
 

@@ -76,7 +76,7 @@ def import_history(
         with source.replication(dsn) as cursor:
             system = source.system(cursor)
             lsn, snapshot = source.create_slot(dsn, cursor, stream.slot)
-            spools, total = _spool(dsn, stream, snapshot, Path(folder), progress)
+            spools, total = spool(dsn, stream, snapshot, Path(folder), progress)
         return _load(conn, stream, columns, lease, spools, total, system, lsn, progress)
 
 
@@ -103,7 +103,7 @@ def _replace_slot(conn: Connection, origin: Connection, stream: Stream) -> None:
     source.drop_slot(origin, stream.slot)
 
 
-def _spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progress) -> tuple[list[_Spool], int]:
+def spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progress) -> tuple[list[Spool], int]:
     """Copy both tables, as the snapshot sees them, into files in order of time and key; gives their number of rows."""
     spools, total, needed = [], 0, source.needed_columns(stream)
     answers = (stream.label_key, stream.label.value.column, stream.label.label_time)
@@ -134,11 +134,11 @@ def _spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Prog
             with path.open("wb") as file:
                 cursor.copy_expert(text, file)
             types = source.column_types(origin, table)
-            spools.append(_Spool(path, {c: (i, types[c][0]) for i, c in enumerate(columns)}, time))
+            spools.append(Spool(path, {c: (i, types[c][0]) for i, c in enumerate(columns)}, time))
     return spools, total
 
 
-class _Spool:
+class Spool:
     """One table's rows from its file, a chunk at a time."""
 
     def __init__(self, path: Path, columns: dict[str, tuple[int, int]], time: str) -> None:
@@ -158,6 +158,13 @@ class _Spool:
         time = self._rows[self._time]
         self.times = np.where(time.null, np.iinfo(np.int64).max, time.values)
 
+    def chunks(self) -> Iterator[Rows]:
+        """All rows from the start, some at a time; what `take` gave does not matter."""
+        offset = 0
+        while offset < self._buffer.size:
+            cells, offset = unpack_chunk(self._buffer, tuple(self._columns), offset=offset, max_rows=_CHUNK)
+            yield Rows(cells, self._columns)
+
     def fill(self) -> None:
         """Read on from the first row that was not taken; further than before when none was."""
         if self._next == 0:
@@ -174,10 +181,10 @@ class _Spool:
         return Rows(self._rows.cells.take(index), self._columns), self.times[index]
 
 
-_Stretch = tuple[Rows, NDArray[np.int64]]
+Timed = tuple[Rows, NDArray[np.int64]]
 
 
-def _stretches(events: _Spool, labels: _Spool) -> Iterator[tuple[_Stretch, _Stretch]]:
+def stretches(events: Spool, labels: Spool) -> Iterator[tuple[Timed, Timed]]:
     """Rows of both tables that lie between two times, merged in order; cut between ticks only."""
     while True:
         open_ends = [int(s.times[-1]) // TICK * TICK for s in (events, labels) if not s.ended and len(s.times)]
@@ -185,9 +192,9 @@ def _stretches(events: _Spool, labels: _Spool) -> Iterator[tuple[_Stretch, _Stre
         yield events.take(limit), labels.take(limit)
         if limit is None:
             return
-        for spool in (events, labels):
-            if not spool.ended and int(spool.times[-1]) // TICK * TICK == limit:
-                spool.fill()
+        for table in (events, labels):
+            if not table.ended and int(table.times[-1]) // TICK * TICK == limit:
+                table.fill()
 
 
 def _load(
@@ -195,7 +202,7 @@ def _load(
     stream: Stream,
     columns: Sequence[LogColumn],
     lease: Lease,
-    spools: list[_Spool],
+    spools: list[Spool],
     total: int,
     system: source.System,
     lsn: str,
@@ -206,8 +213,8 @@ def _load(
     with db.transaction(conn):
         lease.check(conn)
         join, appender = log.open_log(conn, stream, columns)
-        for events, labels in _stretches(*spools):
-            counts = _append(conn, appender, join, Admission(stream, columns), events, labels, lsn, now)
+        for events, labels in stretches(*spools):
+            counts = append(conn, appender, join, Admission(stream, columns), events, labels, lsn, now)
             sums = Counts(*(a + b for a, b in zip(astuple(sums), astuple(counts), strict=True)))
             done += counts.received
             progress("writing the log", done, total)
@@ -226,17 +233,18 @@ def _load(
     return Imported(sums.events, sums.labels, sums.quarantined, sums.held)
 
 
-def _append(
+def append(
     conn: Connection,
     appender: log.Appender,
     join: Join,
     admission: Admission,
-    events: _Stretch,
-    labels: _Stretch,
+    events: Timed,
+    labels: Timed,
     lsn: str,
     now: datetime,
+    origin: str = "history",
 ) -> Counts:
-    """One stretch into the log."""
+    """One stretch of rows in order of time into the log, in the caller's transaction."""
     times = np.concatenate([events[1], labels[1]])
     split = len(events[1])
     # Order: time, event before label, key; both tables come in order of time and key.
@@ -251,5 +259,5 @@ def _append(
     chunk = admission.chunk(np.full(len(ticks), -(2**63)))
     joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk), join.remembers_from))
     commits = log.Commits([lsn] * len(ticks), [now] * len(ticks))
-    appender.append(conn, joined, admission, commits, "history")
+    appender.append(conn, joined, admission, commits, origin)
     return joined.counts

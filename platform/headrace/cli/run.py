@@ -1,4 +1,4 @@
-"""Commands that run processes: up, down, intake, learn, serve, migrate, demo."""
+"""Commands that run processes: up, down, intake, resync, learn, migrate, demo."""
 
 from __future__ import annotations
 
@@ -51,6 +51,13 @@ def add_commands(commands: Any) -> None:
     intake = commands.add_parser("intake", help="import a stream's history once, then follow its changes")
     intake.add_argument("stream")
     intake.set_defaults(run=run_intake)
+    again = commands.add_parser(
+        "resync",
+        help="after a lost slot, a restored platform or a failover: bring in what the log lacks, make a new slot",
+    )
+    again.add_argument("stream")
+    again.add_argument("--json", action="store_true", help="print the result as JSON")
+    again.set_defaults(run=run_resync)
     learn = commands.add_parser("learn", help="run one version's learner")
     learn.add_argument("stream")
     learn.add_argument("version")
@@ -191,6 +198,29 @@ def _intake(settings: Settings, dsn: str, conn: Connection, stream: Stream, stop
             done.held,
         )
     intake.run(conn, origin, stream, columns, lease, stop)
+
+
+def run_resync(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace resync`"""
+    from headrace.batch.resync import resync
+    from headrace.cli.progress import Reporter
+
+    stream = stream_of(settings, arguments.stream)
+    origin = connection(settings, stream.source.conn_id)
+    application = f"headrace resync {stream.name}"
+    with (
+        platform(settings) as dsn,
+        closing(db.connect(dsn, role="headrace_intake", application=application)) as conn,
+        Reporter(dsn, stream.name) as progress,
+    ):
+        columns = registry.registered(conn, stream)
+        lease = leases.take(conn, stream.name, "intake", settings.lease)
+        done = resync(conn, origin, stream, columns, lease, progress)
+    if arguments.json:
+        show_json(vars(done) | {"sentence": done.sentence})
+    else:
+        print(done.sentence)
+    return 0
 
 
 def run_learn(settings: Settings, arguments: argparse.Namespace) -> int:

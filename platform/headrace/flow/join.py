@@ -243,6 +243,10 @@ class Join:
         """What the log says beside its entries."""
         self.watermark, self.epoch, self.held = watermark, epoch, held
 
+    def remembers(self, key: Key) -> bool:
+        """Whether an event with this key is in the log's newest partition."""
+        return key in self._remembered[-1].keys
+
     def unknown_keys(self, chunk: Chunk) -> list[Key]:
         """Keys of labels that only the log's older partitions may know: not remembered, nor held, nor of this chunk."""
         events: set[Key] = set()

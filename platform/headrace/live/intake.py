@@ -31,7 +31,6 @@ from headrace.store.leases import Lease
 logger = logging.getLogger(__name__)
 
 CLOCK = "headrace.clock"  # prefix of logical messages that carry stream time, as ISO 8601 text
-_SEAM = "see docs/operations.md, 'A lost slot'"
 _NO_CLOCK = -(2**63)
 
 Index = NDArray[np.intp]
@@ -138,12 +137,12 @@ def run(
     appender.resume(conn, join, at)
     conn.commit()
     with closing(db.connect(dsn, application="headrace watch", autocommit=True)) as watch:
-        _check_slot(watch, at)
         if problems := [f for f in source.check_publication(watch, stream) if not f.ok]:
             # Postgres 18 would stream on without a word, and the position would move past changes that were never sent.
             raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
         with source.replication(dsn) as cursor:
-            _check_system(source.system(cursor), at)
+            if why := source.seam(watch, source.system(cursor), at.slot, at.lsn, (at.system_identifier, at.timeline)):
+                raise SlotError(f"{why}; `headrace resync {stream.name}` closes the gap")
             source.start(cursor, at.slot, stream.publication, at.lsn)
             db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
             conn.commit()
@@ -241,33 +240,6 @@ def _move(
     )
     if new:
         db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
-
-
-def _check_slot(watch: Connection, at: log.Position) -> None:
-    row = db.row(watch, "source_slot", {"slot": at.slot})
-    if row is None:
-        raise SlotError(
-            f"slot {at.slot!r} is gone at the source, but the log stands at {at.lsn}: changes since then cannot be read; "
-            f"{_SEAM}"
-        )
-    _, _, confirmed, status, _, _, _ = row
-    if status == "lost":
-        raise SlotError(f"slot {at.slot!r} was invalidated: its WAL is gone; {_SEAM}")
-    if confirmed is not None and source.lsn_number(confirmed) > source.lsn_number(at.lsn):
-        raise SlotError(
-            f"platform_behind: slot {at.slot!r} confirmed {confirmed}, the log stands at {at.lsn}: was the platform restored "
-            "from a backup? Postgres would skip what lies between; "
-            f"{_SEAM}"
-        )
-
-
-def _check_system(system: source.System, at: log.Position) -> None:
-    if (system.identifier, system.timeline) != (at.system_identifier, at.timeline):
-        raise SlotError(
-            f"the source is cluster {system.identifier}, timeline {system.timeline}; the log was filled from cluster "
-            f"{at.system_identifier}, timeline {at.timeline}: correct the connection, or after a failover "
-            f"{_SEAM}"
-        )
 
 
 def _report(

@@ -250,7 +250,7 @@ class Appender:
             mine = (rows >= first) & (rows < first + len(fields[0].length))
             if mine.any():
                 index = rows[mine] - first
-                _copy_in(conn, text, [encode(seqs[mine], INT8), *(f.take(index) for f in fields)])
+                copy_in(conn, text, [encode(seqs[mine], INT8), *(f.take(index) for f in fields)])
 
     def _write_labels(self, conn: Connection, joined: Joined) -> None:
         if not joined.label_seq:
@@ -265,7 +265,7 @@ class Appender:
             encode(corrects, INT8, corrects == 0),
             encode(np.array(joined.label_time, dtype=np.int64), TIMESTAMPTZ),
         ]
-        _copy_in(conn, query("write_labels", self.stream), fields)
+        copy_in(conn, query("write_labels", self.stream), fields)
 
     def _write_held(self, conn: Connection, joined: Joined, commits: Commits, now: datetime) -> None:
         if joined.released:
@@ -408,7 +408,8 @@ def copy_out(conn: Connection, text: sql.Composable) -> bytes:
     return file.getvalue()
 
 
-def _copy_in(conn: Connection, text: sql.Composable, fields: Sequence[Fields]) -> None:
+def copy_in(conn: Connection, text: sql.Composable, fields: Sequence[Fields]) -> None:
+    """Give rows to a COPY ... FROM STDIN."""
     with conn.cursor() as cursor:
         cursor.copy_expert(text, io.BytesIO(pack(fields).data))
 

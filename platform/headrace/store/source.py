@@ -511,6 +511,35 @@ def start(cursor: ReplicationCursor, slot: str, publication: str, lsn: str) -> N
         raise
 
 
+def seam(conn: Connection, found: System, slot: str, lsn: str, cluster: tuple[str, int]) -> str | None:
+    """Why reading cannot go on from a position; None when it can.
+
+    Parameters
+    ----------
+    conn, found
+        The source, and which cluster it is.
+    slot, lsn, cluster
+        The slot, the position up to which everything is stored, and the (system identifier, timeline) that it is of.
+    """
+    if (found.identifier, found.timeline) != cluster:
+        return (
+            f"another_source: the source is cluster {found.identifier}, timeline {found.timeline}; the log was filled from "
+            f"cluster {cluster[0]}, timeline {cluster[1]}: correct the connection if this is the wrong one"
+        )
+    row = db.row(conn, "source_slot", {"slot": slot})
+    if row is None:
+        return f"slot_missing: slot {slot!r} is gone at the source, but the log stands at {lsn}: changes since then are lost"
+    _, _, confirmed, status, _, _, _ = row
+    if status == "lost":
+        return f"slot_lost: slot {slot!r} was invalidated, its WAL is gone; the log stands at {lsn}"
+    if confirmed is not None and lsn_number(confirmed) > lsn_number(lsn):
+        return (
+            f"platform_behind: slot {slot!r} confirmed {confirmed}, the log stands at {lsn}: was the platform restored from a "
+            "backup? Postgres would skip what lies between"
+        )
+    return None
+
+
 def lsn_text(lsn: int) -> str:
     """An LSN as Postgres writes it.
 

@@ -252,9 +252,25 @@ CREATE TABLE headrace.intake_positions (
 COMMENT ON COLUMN headrace.intake_positions.slot_wal_bytes IS 'WAL that the slot keeps at the source, as the intake last saw it.';
 COMMENT ON TABLE headrace.intake_positions IS 'How far the log goes: the source position (a Commit''s end_lsn, or later where nothing follows it) and seq, moved in the log''s own transaction.';
 
+CREATE TABLE headrace.gaps (
+    gap_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    stream text NOT NULL REFERENCES headrace.streams,
+    lsn_from pg_lsn NOT NULL,
+    lsn_to pg_lsn NOT NULL,
+    why text NOT NULL,
+    events bigint NOT NULL,
+    labels bigint NOT NULL,
+    corrections bigint NOT NULL,
+    quarantined bigint NOT NULL,
+    seq_first bigint NOT NULL,
+    seq_last bigint NOT NULL,
+    closed_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE headrace.gaps IS 'Stretches of the change stream that could not be read, and the entries that a resync made of the source''s tables instead.';
+
 CREATE TABLE headrace.accounting (
     stream text NOT NULL REFERENCES headrace.streams,
-    origin text NOT NULL CHECK (origin IN ('history', 'stream')),
+    origin text NOT NULL CHECK (origin IN ('history', 'stream', 'resync')),
     received bigint NOT NULL DEFAULT 0,
     events bigint NOT NULL DEFAULT 0,
     labels bigint NOT NULL DEFAULT 0,
@@ -301,6 +317,7 @@ GRANT USAGE ON SCHEMA headrace TO headrace_intake, headrace_learner, headrace_st
 GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO headrace_intake, headrace_learner, headrace_steer, headrace_reader;
 GRANT INSERT, UPDATE ON headrace.leases, headrace.worker_progress, headrace.incidents TO headrace_intake, headrace_learner, headrace_steer;
 GRANT INSERT, UPDATE, DELETE ON headrace.intake_positions, headrace.accounting, headrace.epochs TO headrace_intake;
+GRANT INSERT ON headrace.gaps TO headrace_intake;
 GRANT INSERT, DELETE ON headrace.checkpoints, headrace.artifacts TO headrace_learner, headrace_steer;
 GRANT INSERT ON headrace.epoch_metrics, headrace.slice_metrics TO headrace_learner, headrace_steer;
 GRANT UPDATE (status) ON headrace.versions TO headrace_learner;

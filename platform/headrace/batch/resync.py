@@ -1,0 +1,233 @@
+"""Resync: close the seam after changes that nobody can read any more.
+
+A slot was lost or dropped, the platform was restored from a backup, or the source failed over: what happened since the
+log's position is not in the WAL that can be read. A new slot exports its snapshot; what the source's tables hold then is
+compared with the log, and what the log lacks enters it: events by their key, labels where they differ, deletions of labels
+that are gone. Nothing comes twice. What was inserted and deleted within the gap is lost for good, so the gap is recorded.
+All of it is one transaction of the platform.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+
+from headrace.batch.history import Progress, Spool, Timed, append, spool, stretches
+from headrace.definition.stream import Stream
+from headrace.errors import BatchError, SourceError
+from headrace.events import LogColumn, micros
+from headrace.flow.admit import Admission, Stretch
+from headrace.flow.copybinary import unpack
+from headrace.flow.gate import Rows
+from headrace.flow.join import Counts, Join
+from headrace.store import db, log, source
+from headrace.store.leases import Lease
+from headrace.store.log import Appender, Position
+from headrace.store.queries import all_queries
+
+
+@dataclass(frozen=True)
+class Resynced:
+    """What a resync brought."""
+
+    lsn_from: str  # where the log stood
+    lsn_to: str  # from where the new slot reads on
+    why: str
+    events: int
+    labels: int
+    corrections: int
+    quarantined: int
+    seq_first: int
+    seq_last: int
+
+    @property
+    def sentence(self) -> str:
+        """What it means."""
+        return (
+            f"The gap from {self.lsn_from} to {self.lsn_to} is closed: {self.events:,} events, {self.labels:,} labels and "
+            f"{self.corrections:,} corrections entered the log, {self.quarantined:,} rows went to quarantine. Rows that were "
+            "inserted and deleted within the gap are lost."
+        )
+
+
+def resync(
+    conn: Connection, dsn: str, stream: Stream, columns: Sequence[LogColumn], lease: Lease, progress: Progress
+) -> Resynced:
+    """Close a stream's seam and make a new slot.
+
+    Parameters
+    ----------
+    conn
+        The platform's database, as role headrace_intake.
+    dsn
+        The source.
+    lease
+        The intake's role on `conn`.
+
+    Raises
+    ------
+    BatchError
+        When there is no seam: the slot fits the log's position, or there is no log yet.
+    SourceError
+        When the publication is missing, a column changed its type, or the slot cannot be created.
+    """
+    at = log.position(conn, stream.name)
+    conn.commit()
+    if at is None:
+        raise BatchError(f"stream {stream.name!r} has no log yet: `headrace up` imports its history")
+    with closing(db.connect(dsn, application="headrace resync", autocommit=True)) as origin:
+        with source.replication(dsn) as cursor:
+            cluster = (at.system_identifier, at.timeline)
+            why = source.seam(origin, source.system(cursor), at.slot, at.lsn, cluster)
+        if why is None:
+            raise BatchError(
+                f"slot {at.slot!r} fits the log at {at.lsn}: there is nothing to resync; run `headrace up`"
+            )
+        problems = [f for f in source.check_publication(origin, stream) if not f.ok]
+        if problems:
+            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
+        if source.log_columns(origin, stream) != tuple(columns):
+            raise SourceError(
+                f"columns of {stream.source.table} changed their types since the log began: give them their old ones first"
+            )
+        source.drop_slot(origin, at.slot)
+    with tempfile.TemporaryDirectory(prefix="headrace-resync-") as folder, source.replication(dsn) as cursor:
+        system = source.system(cursor)
+        lsn, snapshot = source.create_slot(dsn, cursor, at.slot)
+        spools, total = spool(dsn, stream, snapshot, Path(folder), progress)
+        return _close(conn, stream, columns, lease, at, spools, total, system, lsn, why, progress)
+
+
+def _close(
+    conn: Connection,
+    stream: Stream,
+    columns: Sequence[LogColumn],
+    lease: Lease,
+    at: Position,
+    spools: list[Spool],
+    total: int,
+    system: source.System,
+    lsn: str,
+    why: str,
+    progress: Progress,
+) -> Resynced:
+    now, done, sums = datetime.now(UTC), 0, Counts()
+    with db.transaction(conn):
+        lease.check(conn)
+        join, appender = log.open_log(conn, stream, columns)
+        appender.resume(conn, join, at)
+        first = join.seq + 1
+        known = _Known(conn, stream, appender, join)
+        for events, labels in stretches(*spools):
+            done += len(events[0]) + len(labels[0])
+            new = known.new_events(events)
+            told = known.labels_of(labels, new)
+            counts = append(conn, appender, join, Admission(stream, columns), new, told, lsn, now, "resync")
+            sums = _sum(sums, counts)
+            progress("closing the gap", done, total)
+        sums = _sum(sums, _take_back(conn, appender, join, stream, columns, spools, lsn, now))
+        log.move(
+            conn,
+            stream.name,
+            join,
+            slot=at.slot,
+            system_identifier=system.identifier,
+            timeline=system.timeline,
+            lsn=lsn,
+            commit_time=now,
+            received_at=now,
+        )
+        made = Resynced(at.lsn, lsn, why, sums.events, sums.labels, sums.corrections, sums.quarantined, first, join.seq)
+        db.run(conn, "add_gap", {"stream": stream.name, **vars(made)})
+        db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
+        db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
+    return made
+
+
+def _sum(a: Counts, b: Counts) -> Counts:
+    return Counts(*(x + y for x, y in zip(astuple(a), astuple(b), strict=True)))
+
+
+class _Known:
+    """What the log and the quarantine have already."""
+
+    def __init__(self, conn: Connection, stream: Stream, appender: Appender, join: Join) -> None:
+        self._conn, self._stream, self._appender, self._join = conn, stream, appender, join
+        row = db.row(conn, "log_begins", schema=stream.name)
+        self._begins = -(2**63) if row is None or row[0] is None else micros(row[0])
+
+    def new_events(self, rows: Timed) -> Timed:
+        """Events that neither the log nor the quarantine has; what is older than a log that forgets is left out."""
+        key, table = self._stream.source.key, self._stream.source.table
+        logged, refused = self._logged(rows[0], key), self._refused(rows[0], key, (table,))
+        return _some(rows, np.flatnonzero(~logged & ~refused & (rows[1] >= self._begins)))
+
+    def labels_of(self, rows: Timed, new: Timed) -> Timed:
+        """Labels of events that the log has or gets, and of those that it may still get."""
+        key, stream = self._stream.label_key, self._stream
+        logged = self._logged(rows[0], key)
+        coming = set(_wires(new[0], stream.source.key))
+        logged |= np.array([wire in coming for wire in _wires(rows[0], key)], dtype=np.bool_)
+        refused = self._refused(rows[0], key, (stream.source.table, stream.label_table))
+        return _some(rows, np.flatnonzero(logged | (~refused & (rows[1] >= self._begins))))
+
+    def _logged(self, rows: Rows, key: str) -> NDArray[np.bool_]:
+        wires = _wires(rows, key)
+        asked = [w for w in dict.fromkeys(wires) if w is not None and not self._join.remembers(w)]
+        past = self._appender.past(self._conn, asked, self._join.remembers_from)
+        return np.array([w is not None and (self._join.remembers(w) or w in past) for w in wires], dtype=np.bool_)
+
+    def _refused(self, rows: Rows, key: str, tables: Sequence[str]) -> NDArray[np.bool_]:
+        texts = [rows.as_text(key, i) for i in range(len(rows))]
+        params = {"relations": list(tables), "keys": [text for text in texts if text is not None]}
+        found = {text for (text,) in db.rows(self._conn, "refused_keys", params, schema=self._stream.name)}
+        return np.array([text in found for text in texts], dtype=np.bool_)
+
+
+def _wires(rows: Rows, key: str) -> list[bytes | None]:
+    fields = rows.cells.column(rows.columns[key][0])
+    return [fields.bytes_at(i) if fields.length[i] >= 0 else None for i in range(len(rows))]
+
+
+def _some(rows: Timed, index: NDArray[np.intp]) -> Timed:
+    return rows[0].take(index), rows[1][index]
+
+
+def _take_back(
+    conn: Connection,
+    appender: Appender,
+    join: Join,
+    stream: Stream,
+    columns: Sequence[LogColumn],
+    spools: Sequence[Spool],
+    lsn: str,
+    now: datetime,
+) -> Counts:
+    """Labels that the log has and the source has no more: they were deleted, or set to NULL, within the gap."""
+    key = columns[0]
+    with conn.cursor() as cursor:
+        cursor.execute(sql.SQL(all_queries()["make_resync_keys"]).format(key_type=sql.SQL(key.type_name)))
+    table, name = spools[0 if stream.own_row else 1], stream.label_key
+    for rows in table.chunks():
+        if stream.own_row:  # rows without a label; a row that is gone was archived, which says nothing of its label
+            rows = rows.take(np.flatnonzero(rows[stream.label.label_time].null))
+        log.copy_in(conn, sql.SQL(all_queries()["write_resync_keys"]), [rows.cells.column(rows.columns[name][0])])
+    which = "labels_unset" if stream.own_row else "labels_gone"
+    gone = sql.SQL(all_queries()[which]).format(schema=sql.Identifier(stream.name))
+    cells = unpack(log.copy_out(conn, gone), 1)
+    admission = Admission(stream, columns)
+    zeros = np.zeros(cells.rows, dtype=np.int64)
+    admission.unlabels(Stretch(Rows(cells, {name: (0, key.type_oid)}), np.arange(cells.rows), zeros, zeros))
+    chunk = admission.chunk(np.full(1, -(2**63)))
+    joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk), join.remembers_from))
+    appender.append(conn, joined, admission, log.Commits([lsn], [now]), "resync")
+    return joined.counts

@@ -1,0 +1,33 @@
+-- log_begins: time of the oldest event that the log has; NULL when it has all from the start
+SELECT event_time FROM {schema}.events WHERE seq > 1 AND NOT EXISTS (SELECT FROM {schema}.segments WHERE seq_first = 1)
+ORDER BY seq LIMIT 1;
+
+-- refused_keys: keys that the quarantine has
+SELECT DISTINCT key FROM {schema}.quarantine WHERE relation = ANY (%(relations)s) AND key = ANY (%(keys)s);
+
+-- make_resync_keys: room for the keys of a source table
+CREATE TEMPORARY TABLE resync_keys (key {key_type} PRIMARY KEY) ON COMMIT DROP;
+
+-- write_resync_keys: keys of a source table
+COPY pg_temp.resync_keys (key) FROM STDIN (FORMAT binary);
+
+-- labels_gone: keys whose last event has a label in the log, and none at the source
+COPY (
+    SELECT e.key FROM (SELECT DISTINCT ON (key) key, seq FROM {schema}.events ORDER BY key, seq DESC) AS e
+    JOIN (SELECT DISTINCT ON (event_seq) event_seq, kind, y FROM {schema}.labels ORDER BY event_seq, seq DESC) AS l
+        ON l.event_seq = e.seq AND l.kind <> 'timeout' AND l.y IS NOT NULL
+    WHERE NOT EXISTS (SELECT FROM pg_temp.resync_keys AS k WHERE k.key = e.key) ORDER BY e.seq
+) TO STDOUT (FORMAT binary);
+
+-- labels_unset: keys whose last event has a label in the log, and whose row has none at the source
+COPY (
+    SELECT e.key FROM (SELECT DISTINCT ON (key) key, seq FROM {schema}.events ORDER BY key, seq DESC) AS e
+    JOIN (SELECT DISTINCT ON (event_seq) event_seq, kind, y FROM {schema}.labels ORDER BY event_seq, seq DESC) AS l
+        ON l.event_seq = e.seq AND l.kind <> 'timeout' AND l.y IS NOT NULL
+    WHERE EXISTS (SELECT FROM pg_temp.resync_keys AS k WHERE k.key = e.key) ORDER BY e.seq
+) TO STDOUT (FORMAT binary);
+
+-- add_gap: changes that nobody could read, and what was brought in instead
+INSERT INTO headrace.gaps (stream, lsn_from, lsn_to, why, events, labels, corrections, quarantined, seq_first, seq_last)
+VALUES (%(stream)s, %(lsn_from)s, %(lsn_to)s, %(why)s, %(events)s, %(labels)s, %(corrections)s, %(quarantined)s, %(seq_first)s,
+    %(seq_last)s);
