@@ -270,7 +270,7 @@ class Registered:
                 at = log.position(watch, self.stream.name)
                 return at is not None and enough(at.lsn)
 
-            intake.run(conn, origin.dsn, self.stream, self.columns, lease, arrived)
+            intake.run(conn, origin.dsn, intake.standing(conn, self.stream, self.columns), lease, arrived)
 
     @contextmanager
     def _as_intake(self) -> Iterator[tuple[Any, leases.Lease]]:

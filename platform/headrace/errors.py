@@ -53,6 +53,10 @@ class ModelError(HeadraceError):
     """A model breaks its contract or cannot be trained, saved or loaded."""
 
 
+class DivergedError(ModelError):
+    """Two processes that learned the same version from the same log, on the same engine, came to different digests."""
+
+
 class SnapshotError(ModelError):
     """A stored state is damaged, unsigned, or holds a class that may not be loaded."""
 

@@ -33,6 +33,9 @@ SELECT slot_name, active, confirmed_flush_lsn::text, wal_status, pg_wal_lsn_diff
     safe_wal_size, active_pid
 FROM pg_replication_slots WHERE slot_name = %(slot)s;
 
+-- end_former_reader: end the walsender that worked for who held the role before
+SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %(slot)s AND active_pid = %(pid)s;
+
 -- source_blockers: transactions that keep a slot from being created
 SELECT l.pid, a.usename, coalesce(a.state, 'state hidden'), coalesce(left(a.query, 80), '')
 FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a USING (pid)

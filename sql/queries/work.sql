@@ -1,19 +1,61 @@
 -- lock_role: whether nobody's connection holds this role; then this one does, until it ends
 SELECT pg_try_advisory_lock(hashtextextended('headrace/' || %(stream)s || '/' || %(role)s, 0));
 
+-- former_holder: who held a role before, whether it let go of it, and its backend at the source
+SELECT holder, released, walsender_pid FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s;
+
 -- take_lease: become the holder of a role whose lock this connection has; the token fences earlier holders out
 INSERT INTO headrace.leases AS l (stream, role, holder, token, backend_pid, acquired_at, renewed_at, expires_at)
 VALUES (%(stream)s, %(role)s, %(holder)s, 1, pg_backend_pid(), clock_timestamp(), clock_timestamp(), clock_timestamp() + %(lease)s)
 ON CONFLICT (stream, role) DO UPDATE SET holder = excluded.holder, token = l.token + 1, backend_pid = excluded.backend_pid,
-    acquired_at = excluded.acquired_at, renewed_at = excluded.renewed_at, expires_at = excluded.expires_at
+    walsender_pid = NULL, released = false, acquired_at = excluded.acquired_at, renewed_at = excluded.renewed_at,
+    expires_at = excluded.expires_at
 RETURNING token;
 
 -- who_holds: the holder of a role
 SELECT holder, backend_pid, renewed_at FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s;
 
--- check_lease: renew the lease in the writer's own transaction; no row when another process took the role
+-- check_lease: whether the role is still the caller's; the row may be renewed meanwhile, but not be deleted
+SELECT token FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s FOR KEY SHARE;
+
+-- renew_lease: the holder lives
 UPDATE headrace.leases SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + %(lease)s
-WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s RETURNING token;
+WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
+
+-- release_lease: the holder ends of its own will
+UPDATE headrace.leases SET released = true, expires_at = clock_timestamp()
+WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
+
+-- lease_ready: the backend at the source that works for the holder
+UPDATE headrace.leases SET walsender_pid = %(walsender_pid)s
+WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
+
+-- end_silent_holder: end the connection that has a role's lock, if its time is over
+SELECT pg_terminate_backend(k.pid) FROM pg_locks AS k
+JOIN headrace.leases AS l ON l.stream = %(stream)s AND l.role = %(role)s AND l.expires_at < clock_timestamp()
+WHERE k.locktype = 'advisory' AND k.granted AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (k.classid::bigint << 32 | k.objid::bigint) = hashtextextended('headrace/' || l.stream || '/' || l.role, 0);
+
+-- add_failover: a role went from one process to another
+INSERT INTO headrace.failovers (stream, role, token, from_holder, to_holder, why)
+VALUES (%(stream)s, %(role)s, %(token)s, %(from_holder)s, %(holder)s, %(why)s);
+
+-- failover_ready: the process that took over is at work
+UPDATE headrace.failovers SET ready_at = clock_timestamp()
+WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s AND ready_at IS NULL;
+
+-- report_standby: a process that would take over
+INSERT INTO headrace.standbys AS s (stream, role, holder, seq, reported_at)
+VALUES (%(stream)s, %(role)s, %(holder)s, %(seq)s, clock_timestamp())
+ON CONFLICT (stream, role, holder) DO UPDATE SET seq = excluded.seq, reported_at = excluded.reported_at;
+
+-- forget_standby: it stands by no more; neither does who has been silent for a minute
+DELETE FROM headrace.standbys WHERE stream = %(stream)s AND role = %(role)s
+    AND (holder = %(holder)s OR reported_at < clock_timestamp() - interval '1 minute');
+
+-- digests_after: the chained digests of a version's epochs after one
+SELECT epoch, digest, engine FROM headrace.epoch_metrics
+WHERE stream = %(stream)s AND version = %(version)s AND epoch > %(after)s ORDER BY epoch;
 
 -- report_progress: what a worker is doing, for people
 INSERT INTO headrace.worker_progress AS w (stream, role, phase, done, goal, per_second, message, received_through, reported_at)

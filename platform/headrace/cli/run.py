@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,22 +183,30 @@ def _intake(settings: Settings, dsn: str, conn: Connection, stream: Stream, stop
     from headrace.batch.history import import_history
     from headrace.cli.progress import Reporter
     from headrace.live import intake
+    from headrace.live.standby import stand_by
 
     origin = connection(settings, stream.source.conn_id)
     columns = registry.registered(conn, stream)
-    lease = leases.take(conn, stream.name, "intake", settings.lease)
-    if log.position(conn, stream.name) is None:
-        conn.commit()
-        with Reporter(dsn, stream.name) as progress:
-            done = import_history(conn, origin, stream, columns, lease, progress)
-        logger.info(
-            "imported %d events and %d labels; %d rows in quarantine, %d labels held",
-            done.events,
-            done.labels,
-            done.quarantined,
-            done.held,
-        )
-    intake.run(conn, origin, stream, columns, lease, stop)
+    known = intake.standing(conn, stream, columns)
+    lease = leases.try_take(conn, stream.name, "intake", settings.lease)
+    if lease is None:
+        follow = partial(known.follow, conn)
+        lease = stand_by(conn, dsn, stream.name, "intake", settings.lease, follow, stop)
+    if lease is None:
+        return
+    with leases.kept(dsn, lease, "headrace_intake"):
+        if log.position(conn, stream.name) is None:
+            conn.commit()
+            with Reporter(dsn, stream.name) as progress:
+                done = import_history(conn, origin, stream, columns, lease, progress)
+            logger.info(
+                "imported %d events and %d labels; %d rows in quarantine, %d labels held",
+                done.events,
+                done.labels,
+                done.quarantined,
+                done.held,
+            )
+        intake.run(conn, origin, known, lease, stop)
 
 
 def run_resync(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -215,7 +224,8 @@ def run_resync(settings: Settings, arguments: argparse.Namespace) -> int:
     ):
         columns = registry.registered(conn, stream)
         lease = leases.take(conn, stream.name, "intake", settings.lease)
-        done = resync(conn, origin, stream, columns, lease, progress)
+        with leases.kept(dsn, lease, "headrace_intake"):
+            done = resync(conn, origin, stream, columns, lease, progress)
     if arguments.json:
         show_json(vars(done) | {"sentence": done.sentence})
     else:
@@ -230,27 +240,38 @@ def run_learn(settings: Settings, arguments: argparse.Namespace) -> int:
     with platform(settings) as dsn, _noted(dsn, stream.name, arguments.version, "headrace_learner"):
         application = f"headrace learn {arguments.version}"
         with closing(db.connect(dsn, role="headrace_learner", application=application)) as conn:
-            _learn(settings, arguments, conn, stream, stop)
+            _learn(settings, arguments, dsn, conn, stream, stop)
     return 0
 
 
 def _learn(
-    settings: Settings, arguments: argparse.Namespace, conn: Connection, stream: Stream, stop: Callable[[], bool]
+    settings: Settings,
+    arguments: argparse.Namespace,
+    dsn: str,
+    conn: Connection,
+    stream: Stream,
+    stop: Callable[[], bool],
 ) -> None:
     from headrace.live import learner
+    from headrace.live.standby import stand_by
     from headrace.models.engine import engine
     from headrace.store.state import open_version
 
     columns = registry.registered(conn, stream)
-    lease = leases.take(conn, stream.name, arguments.version, settings.lease)
     version = registry.version(conn, stream.name, arguments.version)
-    live = open_version(conn, stream, version, columns, signing_key(settings), engine())
-    db.run(conn, "close_incidents", {"stream": stream.name, "role": version.version})
-    conn.commit()
-    loop = learner.Learner(conn, stream, columns, live, lease, arguments.batch or learner.BATCH)
-    if arguments.until_caught_up:
-        while loop.step():
-            pass
-        loop.report()
-    else:
-        learner.run(loop, stop)
+    batch = arguments.batch or learner.BATCH
+    opened = partial(open_version, conn, stream, version, columns, signing_key(settings), engine())
+    loop = learner.Learner(conn, stream, columns, opened, batch)
+    lease = leases.try_take(conn, stream.name, version.version, settings.lease)
+    if lease is None:
+        lease = stand_by(conn, dsn, stream.name, version.version, settings.lease, loop.follow, stop)
+    if lease is None:
+        return
+    with leases.kept(dsn, lease, "headrace_learner"):
+        loop.begin(lease)
+        if arguments.until_caught_up:
+            while loop.step():
+                pass
+            loop.report()
+        else:
+            learner.run(loop, stop)

@@ -8,9 +8,11 @@ Postgres sends again whatever was not acknowledged, from the stored position on.
 from __future__ import annotations
 
 import logging
+import struct
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -21,9 +23,11 @@ from headrace.definition.stream import Stream
 from headrace.errors import SlotError, SourceError
 from headrace.events import LogColumn, micros, moment
 from headrace.flow.admit import Admission, Stretch
+from headrace.flow.copybinary import pack
 from headrace.flow.gate import Rows
 from headrace.flow.join import Join
-from headrace.flow.pgoutput import DELETE, INSERT, OLD, UPDATE, Changes, Messages
+from headrace.flow.pgoutput import DELETE, INSERT, OLD, UPDATE, Changes, Messages, Session, parse
+from headrace.flow.pgtypes import BOOL, TIMESTAMPTZ
 from headrace.store import db, log, source
 from headrace.store.changes import Large, Reader
 from headrace.store.leases import Lease
@@ -109,9 +113,51 @@ def clocks(messages: Messages, stream: Stream) -> np.ndarray[tuple[int], np.dtyp
     return carried
 
 
-def run(
-    conn: Connection, dsn: str, stream: Stream, columns: tuple[LogColumn, ...], lease: Lease, stop: Callable[[], bool]
-) -> None:
+@dataclass
+class Standing:
+    """A join that follows the log: what an intake must know to write its next entry."""
+
+    stream: Stream
+    columns: tuple[LogColumn, ...]
+    join: Join
+    appender: log.Appender
+
+    def follow(self, conn: Connection) -> int:
+        """Take over what the log has by now; gives the seq that it has come to."""
+        at = log.position(conn, self.stream.name)
+        if at is not None and at.seq > self.join.seq:
+            self.appender.resume(conn, self.join, at)
+        conn.commit()
+        return self.join.seq
+
+
+def standing(conn: Connection, stream: Stream, columns: tuple[LogColumn, ...]) -> Standing:
+    """A join that knows nothing yet."""
+    _rehearse(stream, columns)
+    known = Standing(stream, columns, *log.open_log(conn, stream, columns))
+    conn.commit()
+    return known
+
+
+def _rehearse(stream: Stream, columns: tuple[LogColumn, ...]) -> None:
+    """Take an event without values through decoder, gate and encoder, so that a take-over finds all kernels loaded."""
+    types = {c.source: c.type_oid for c in columns}
+    if stream.own_row:
+        types |= {stream.label.label_time: TIMESTAMPTZ, stream.label.value.column: BOOL}
+    described = b"".join(struct.pack(f">b{len(n.encode()) + 1}sii", 0, n.encode(), oid, -1) for n, oid in types.items())
+    schema, table = (part.encode() + b"\0" for part in stream.source.table.split("."))
+    payloads = [
+        struct.pack(">cqqi", b"B", 1, 0, 1),
+        b"R" + struct.pack(">i", 1) + schema + table + b"d" + struct.pack(">h", len(types)) + described,
+        b"I" + struct.pack(">ich", 1, b"N", len(types)) + b"n" * len(types),
+        struct.pack(">cbqqq", b"C", 0, 1, 2, 0),
+    ]
+    offsets = np.cumsum([0, *map(len, payloads)])
+    admission = admit(stream, columns, parse(b"".join(payloads), offsets, Session()))
+    pack(admission.groups[0][1])
+
+
+def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callable[[], bool]) -> None:
     """Read, write, acknowledge, until `stop` says so.
 
     Parameters
@@ -128,12 +174,12 @@ def run(
     LeaseError
         When another process took the role.
     """
+    stream, columns, join, appender = known.stream, known.columns, known.join, known.appender
     at = log.position(conn, stream.name)
     if at is None:
         raise SourceError(
             f"stream {stream.name!r} has no history yet: `headrace intake {stream.name}` imports it first"
         )
-    join, appender = log.open_log(conn, stream, columns)
     appender.resume(conn, join, at)
     conn.commit()
     with closing(db.connect(dsn, application="headrace watch", autocommit=True)) as watch:
@@ -143,9 +189,10 @@ def run(
         with source.replication(dsn) as cursor:
             if why := source.seam(watch, source.system(cursor), at.slot, at.lsn, (at.system_identifier, at.timeline)):
                 raise SlotError(f"{why}; `headrace resync {stream.name}` closes the gap")
-            source.start(cursor, at.slot, stream.publication, at.lsn)
-            db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
-            conn.commit()
+            source.start_after(watch, cursor, at.slot, stream.publication, at.lsn, lease.former_walsender)
+            with db.transaction(conn):
+                db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
+            lease.ready(conn, cursor.connection.info.backend_pid)
             logger.info(
                 "streaming %s from %s: seq %d, %d events wait for their label",
                 stream.name,
@@ -245,7 +292,7 @@ def _move(
 def _report(
     conn: Connection, watch: Connection, stream: Stream, lease: Lease, join: Join, slot_name: str, idle_at: str
 ) -> str:
-    """What people and other processes should know of this one; renews the lease of an idle stream too.
+    """What people and other processes should know of this one.
 
     It also moves the position past WAL that holds nothing for the stream, so that an idle slot keeps none; gives the
     position that is durable now.

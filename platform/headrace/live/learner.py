@@ -19,6 +19,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
+from headrace.errors import DivergedError
 from headrace.events import LogColumn
 from headrace.flow.progressive import EpochScore
 from headrace.store import checkpoints, db, log, registry
@@ -42,8 +43,8 @@ class Learner:
     ----------
     conn
         The platform's database, as role headrace_learner; the lease is held on it.
-    live
-        The version, opened at its newest checkpoint.
+    opened
+        Opens the version at its newest checkpoint.
     batch
         Entries read at a time; any number gives the same digests.
     """
@@ -51,15 +52,76 @@ class Learner:
     conn: Connection
     stream: Stream
     columns: tuple[LogColumn, ...]
-    live: Live
-    lease: Lease
+    opened: Callable[[], Live]
     batch: int = BATCH
     caught_up: bool = False
+    lease: Lease | None = None  # None: it stands by, and writes nothing
+    live: Live = field(init=False)
     _pending: list[tuple[EpochScore, EpochCost]] = field(default_factory=list)
+    _stored: int = 0  # newest epoch that is known to be stored as it was learned here
     _written: float = 0.0
     _cpu: float = field(default_factory=time.process_time)
     _rate: float = 0.0
     _through: datetime | None = None
+
+    def __post_init__(self) -> None:
+        self.live = self.opened()
+
+    def begin(self, lease: Lease) -> None:
+        """Write for the role from now on; what the former holder did not make durable is written with what comes next.
+
+        Raises
+        ------
+        DivergedError
+            As `follow`.
+        """
+        self._compare()
+        newest = db.row(self.conn, "checkpoint_seq", {"stream": self.stream.name, "version": lease.role})
+        if newest is not None and newest[0] > self.live.progressive.seq:  # the former holder was further
+            self.live, self._pending = self.opened(), []
+        with db.transaction(self.conn):
+            db.run(self.conn, "close_incidents", {"stream": self.stream.name, "role": lease.role})
+        self.lease = lease
+        lease.ready(self.conn)
+
+    def follow(self) -> int:
+        """Stand by: learn what the log has, as the holder does; gives the seq reached, or -1 when the version is retired.
+
+        Raises
+        ------
+        DivergedError
+            When the holder stored another digest for an epoch than was computed here, on the same engine.
+        """
+        name = self.live.version.version
+        if registry.version(self.conn, self.stream.name, name).status in ("retired", "rejected"):
+            self.conn.commit()
+            return -1
+        self.step()
+        self._compare()
+        return self.live.progressive.seq
+
+    def _compare(self) -> None:
+        """Forget epochs that the holder has stored, if they are what was learned here."""
+        stream, version = self.stream.name, self.live.version.version
+        own = {score.epoch.epoch: score.digest for score, _ in self._pending}
+        if not own:
+            self.conn.commit()
+            return
+        after = max(self._stored, min(own) - 1)
+        rows = db.rows(self.conn, "digests_after", {"stream": stream, "version": version, "after": after})
+        self.conn.commit()
+        for epoch, digest, engine in rows:
+            if epoch not in own:
+                break
+            if engine == self.live.engine.id and bytes(digest) != own[epoch]:
+                found, here = bytes(digest).hex()[:16], own[epoch].hex()[:16]
+                raise DivergedError(
+                    f"epoch {epoch} of {version} has digest {found} in the metrics and {here} here, on the same engine "
+                    f"{engine}: one of the two computed wrongly, `headrace rebuild {stream} {version}` tells which; this one "
+                    "stops"
+                )
+            self._stored = epoch
+        self._pending = [(score, cost) for score, cost in self._pending if score.epoch.epoch > self._stored]
 
     def step(self) -> bool:
         """Read and learn what the log has, one batch at most; False when there was nothing."""
@@ -77,7 +139,7 @@ class Learner:
             self._pending.append((score, self._cost()))
             self.live.learned += score.learned
             at_edge = position.epoch.number == score.epoch.epoch + 1
-            if at_edge or time.monotonic() - self._written > _CHECKPOINT_SECONDS:
+            if self.lease is not None and (at_edge or time.monotonic() - self._written > _CHECKPOINT_SECONDS):
                 self.write(score.epoch.epoch)
         self._through = batch.received_through
         seconds = time.monotonic() - started
@@ -90,9 +152,9 @@ class Learner:
 
     def write(self, epoch: int) -> None:
         """Checkpoint, metrics and position in one transaction; at an epoch's end."""
-        version = self.live.version.version
+        version, lease = self.live.version.version, self._held()
         with db.transaction(self.conn):
-            self.lease.check(self.conn)
+            lease.check(self.conn)
             checkpoints.write_metrics(self.conn, self.stream.name, version, self.live.engine.id, self._pending)
             checkpoints.write(self.conn, self.stream.name, version, self.live.checkpoint(epoch))
         self._pending, self._written = [], time.monotonic()
@@ -113,7 +175,7 @@ class Learner:
             "received_through": self._through,
         }
         with db.transaction(self.conn):
-            self.lease.check(self.conn)
+            self._held().check(self.conn)
             db.run(self.conn, "report_progress", params)
             status = registry.version(self.conn, self.stream.name, self.live.version.version).status
             if status == "catching_up" and self.caught_up:
@@ -122,6 +184,10 @@ class Learner:
                 )
                 logger.info("%s has caught up at seq %d: in shadow from now on", self.live.version.version, at)
         return status
+
+    def _held(self) -> Lease:
+        assert self.lease is not None  # a standby does not write
+        return self.lease
 
     def _cost(self) -> EpochCost:
         before, self._cpu = self._cpu, time.process_time()

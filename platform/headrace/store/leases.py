@@ -1,20 +1,31 @@
 """Leases: one writer per role, with a fencing token that every transaction of the writer checks.
 
-The holder's connection keeps an advisory lock, so a role is free the moment its holder's connection ends; the token in
-`headrace.leases` fences out whoever lost the role without noticing. A holder whose row says another token has lost it.
+The holder's writing connection keeps an advisory lock, so a role is free the moment that connection ends; the token in
+`headrace.leases` fences out whoever lost the role without noticing. A holder renews its row from a thread of its own, so
+a long transaction does not look like silence and a stopped process does: once its time is over by the platform's clock,
+whoever waits ends the holder's connection and takes the role.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from headrace.errors import LeaseError
+from headrace.errors import LeaseError, ServerError
 from headrace.store import db
+
+logger = logging.getLogger(__name__)
+
+_RENEWALS = 4  # within the length of a lease
 
 
 @dataclass(frozen=True)
@@ -25,20 +36,33 @@ class Lease:
     role: str  # "intake", or a version's name
     token: int
     length: timedelta
+    former_walsender: int | None = None  # of who held it before: it may still hold the slot
 
     def check(self, conn: Connection) -> None:
-        """Renew within the caller's transaction; call it in every transaction that writes for the role.
+        """Whether the role is still ours, for the rest of the caller's transaction; call it in every one that writes.
 
         Raises
         ------
         LeaseError
             When another process took the role: roll back, and end.
         """
-        params = {"stream": self.stream, "role": self.role, "token": self.token, "lease": self.length}
+        params = {"stream": self.stream, "role": self.role, "token": self.token}
         if db.row(conn, "check_lease", params) is None:
             raise LeaseError(
                 f"lost the role {self.role!r} of stream {self.stream!r} to another process; nothing was written"
             )
+
+    def ready(self, conn: Connection, walsender: int | None = None) -> None:
+        """Note that the work goes on; `walsender` is the backend at the source that holds the slot."""
+        params = {"stream": self.stream, "role": self.role, "token": self.token, "walsender_pid": walsender}
+        with db.transaction(conn):
+            db.run(conn, "lease_ready", params)
+            db.run(conn, "failover_ready", params)
+
+
+def holder() -> str:
+    """This process, for people."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def take(conn: Connection, stream: str, role: str, length: timedelta) -> Lease:
@@ -49,16 +73,86 @@ def take(conn: Connection, stream: str, role: str, length: timedelta) -> Lease:
     LeaseError
         When another connection holds it; the message names the holder.
     """
-    free = db.row(conn, "lock_role", {"stream": stream, "role": role})
-    if free is None or not free[0]:
+    lease = try_take(conn, stream, role, length)
+    if lease is None:
         held = db.row(conn, "who_holds", {"stream": stream, "role": role})
         conn.rollback()
-        holder = (
-            f"{held[0]} (backend {held[1]}), which renewed it {held[2]:%H:%M:%S} UTC" if held else "another process"
-        )
-        raise LeaseError(f"the role {role!r} of stream {stream!r} is held by {holder}; stop that one first")
-    params = {"stream": stream, "role": role, "holder": f"{socket.gethostname()}:{os.getpid()}", "lease": length}
-    taken = db.row(conn, "take_lease", params)
-    conn.commit()
-    assert taken is not None  # the statement always returns its row
-    return Lease(stream, role, taken[0], length)
+        known = f"{held[0]} (backend {held[1]}), which renewed it {held[2]:%H:%M:%S} UTC" if held else "another process"
+        raise LeaseError(f"the role {role!r} of stream {stream!r} is held by {known}; stop that one first")
+    return lease
+
+
+def try_take(conn: Connection, stream: str, role: str, length: timedelta, *, silent: bool = False) -> Lease | None:
+    """Take a role that nobody's connection holds; None when somebody's does.
+
+    Parameters
+    ----------
+    silent
+        Whether its holder was ended for its silence, for the record.
+    """
+    free = db.row(conn, "lock_role", {"stream": stream, "role": role})
+    if free is None or not free[0]:
+        conn.rollback()
+        return None
+    params = {"stream": stream, "role": role, "holder": holder(), "lease": length}
+    with db.transaction(conn):
+        before = db.row(conn, "former_holder", params)
+        taken = db.row(conn, "take_lease", params)
+        assert taken is not None  # the statement always returns its row
+        if before is not None and not before[1]:
+            why = "silent" if silent else "ended"
+            db.run(conn, "add_failover", {**params, "token": taken[0], "from_holder": before[0], "why": why})
+    return Lease(stream, role, taken[0], length, None if before is None else before[2])
+
+
+def end_silent_holder(dsn: str, stream: str, role: str) -> bool:
+    """End the connection of a holder whose time is over; False when it is not, or when there is none.
+
+    Raises
+    ------
+    LeaseError
+        When this user may not end that connection.
+    """
+    with closing(db.connect(dsn, application="headrace takeover", autocommit=True)) as conn:
+        try:
+            ended = db.row(conn, "end_silent_holder", {"stream": stream, "role": role})
+        except psycopg2.errors.InsufficientPrivilege as error:
+            raise LeaseError(
+                f"the holder of {role!r} of stream {stream!r} is silent, and its connection may not be ended by "
+                f"{db.describe(dsn)}: run both as one user, or GRANT pg_signal_backend"
+            ) from error
+    return ended is not None and bool(ended[0])
+
+
+@contextmanager
+def kept(dsn: str, lease: Lease, role: db.Role) -> Iterator[None]:
+    """Renew a lease from a thread while the block runs; afterwards the role is released, not lost.
+
+    A block that ends with an exception does not release it: whoever takes it then has taken over.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_renew, args=(dsn, lease, role, over), name=f"lease {lease.role}", daemon=True)
+    thread.start()
+    try:
+        yield
+        with closing(db.connect(dsn, role=role, autocommit=True)) as conn:
+            db.run(conn, "release_lease", {"stream": lease.stream, "role": lease.role, "token": lease.token})
+    finally:
+        over.set()
+        thread.join()
+
+
+def _renew(dsn: str, lease: Lease, role: db.Role, over: threading.Event) -> None:
+    params = {"stream": lease.stream, "role": lease.role, "token": lease.token, "lease": lease.length}
+    pause = lease.length.total_seconds() / _RENEWALS
+    while not over.is_set():
+        try:
+            with closing(
+                db.connect(dsn, role=role, application=f"headrace lease {lease.role}", autocommit=True)
+            ) as conn:
+                while not over.is_set() and db.run(conn, "renew_lease", params):
+                    over.wait(pause)
+                return  # over, or lost: the writer's next transaction finds out
+        except (psycopg2.Error, ServerError) as error:
+            logger.debug("the lease of %s could not be renewed: %s", lease.role, error)
+            over.wait(pause)

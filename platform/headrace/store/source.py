@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
 from headrace.store import db
 
 _SLOT_SECONDS = 15.0
+_FORMER_SECONDS = 5.0  # how long a backend that was ended may take to let go of the slot
 
 
 @dataclass(frozen=True)
@@ -509,6 +511,34 @@ def start(cursor: ReplicationCursor, slot: str, publication: str, lsn: str) -> N
                 f"slot {slot!r} was invalidated: {' '.join(str(error).split())}; its WAL is gone"
             ) from error
         raise
+
+
+def start_after(
+    watch: Connection, cursor: ReplicationCursor, slot: str, publication: str, lsn: str, former: int | None
+) -> None:
+    """Start streaming where somebody else may have done so a moment ago.
+
+    Parameters
+    ----------
+    watch
+        The source.
+    former
+        The backend that read the slot for whom this process takes over from: it is ended if it still does. Any other
+        reader of the slot is none of ours.
+
+    Raises
+    ------
+    SlotError
+        As `start`.
+    """
+    deadline = time.monotonic() + _FORMER_SECONDS
+    while True:
+        row = db.row(watch, "source_slot", {"slot": slot})
+        ours = row is not None and row[6] is not None and row[6] == former
+        if not ours or time.monotonic() > deadline:
+            return start(cursor, slot, publication, lsn)
+        db.run(watch, "end_former_reader", {"slot": slot, "pid": former})
+        time.sleep(0.005)
 
 
 def seam(conn: Connection, found: System, slot: str, lsn: str, cluster: tuple[str, int]) -> str | None:

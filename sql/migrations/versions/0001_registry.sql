@@ -209,12 +209,39 @@ CREATE TABLE headrace.leases (
     holder text NOT NULL,
     token bigint NOT NULL,
     backend_pid integer NOT NULL,
+    walsender_pid integer,
+    released boolean NOT NULL DEFAULT false,
     acquired_at timestamptz NOT NULL,
     renewed_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,
     PRIMARY KEY (stream, role)
 );
 COMMENT ON TABLE headrace.leases IS 'Who holds a writer''s role. Its connection holds an advisory lock; every transaction of a writer checks its token.';
+COMMENT ON COLUMN headrace.leases.released IS 'Whether the holder ended of its own will: who takes the role then does not take over.';
+COMMENT ON COLUMN headrace.leases.walsender_pid IS 'The backend at the source that reads the slot for the holder.';
+
+CREATE TABLE headrace.failovers (
+    stream text NOT NULL,
+    role text NOT NULL,
+    token bigint NOT NULL,
+    from_holder text NOT NULL,
+    to_holder text NOT NULL,
+    why text NOT NULL CHECK (why IN ('ended', 'silent')),
+    taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ready_at timestamptz,
+    PRIMARY KEY (stream, role, token)
+);
+COMMENT ON TABLE headrace.failovers IS 'Roles that went from one process to another without being released.';
+
+CREATE TABLE headrace.standbys (
+    stream text NOT NULL,
+    role text NOT NULL,
+    holder text NOT NULL,
+    seq bigint NOT NULL,
+    reported_at timestamptz NOT NULL,
+    PRIMARY KEY (stream, role, holder)
+);
+COMMENT ON TABLE headrace.standbys IS 'Processes that follow the log and would take a role over.';
 
 CREATE TABLE headrace.worker_progress (
     stream text NOT NULL,
@@ -315,7 +342,9 @@ COMMENT ON TABLE headrace.incidents IS 'What went wrong, in a named state, with 
 -- Privileges: the intake writes the log, learners their checkpoints and metrics, Airflow's tasks steer, people read.
 GRANT USAGE ON SCHEMA headrace TO headrace_intake, headrace_learner, headrace_steer, headrace_reader;
 GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO headrace_intake, headrace_learner, headrace_steer, headrace_reader;
-GRANT INSERT, UPDATE ON headrace.leases, headrace.worker_progress, headrace.incidents TO headrace_intake, headrace_learner, headrace_steer;
+GRANT INSERT, UPDATE ON headrace.leases, headrace.failovers, headrace.worker_progress, headrace.incidents
+    TO headrace_intake, headrace_learner, headrace_steer;
+GRANT INSERT, UPDATE, DELETE ON headrace.standbys TO headrace_intake, headrace_learner;
 GRANT INSERT, UPDATE, DELETE ON headrace.intake_positions, headrace.accounting, headrace.epochs TO headrace_intake;
 GRANT INSERT ON headrace.gaps TO headrace_intake;
 GRANT INSERT, DELETE ON headrace.checkpoints, headrace.artifacts TO headrace_learner, headrace_steer;
