@@ -256,6 +256,7 @@ class AirflowStack:
 
     def _spawn(self, name: str, *arguments: str) -> None:
         argv = [sys.executable, "-P", "-m", "airflow", *arguments]
+        self._log(name).unlink(missing_ok=True)  # of an earlier run
         self._tree.spawn(name, argv, env=self.environment(), log=self._log(name), cwd=self.root)
 
     def _log(self, name: str) -> Path:

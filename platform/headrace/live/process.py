@@ -55,7 +55,7 @@ class ProcessTree:
         self._lock = threading.RLock()
 
     def spawn(self, name: str, argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path) -> int:
-        """Start a child, its output going to `log` (written anew), and return its pid.
+        """Start a child, its output going to the end of `log`, and return its pid.
 
         Raises
         ------
@@ -189,7 +189,7 @@ class _Guard:
             self.grace = order["grace"]
             return
         try:
-            with open(order["log"], "wb") as log:
+            with open(order["log"], "ab") as log:
                 child = subprocess.Popen(
                     order["argv"],
                     env=order["env"],

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 PINNED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_LOG_BYTES = 1_000_000  # of a worker's log, before the next process starts a new one
 _STEADY = 60.0  # seconds of life after which a process counts as well again
 
 
@@ -103,7 +104,7 @@ class Supervisor:
             if child is None:
                 self._children[name] = child = _Child(argv, 0.0, 0, 0.0)
             if child.restart_at is not None and time.monotonic() >= child.restart_at:
-                self._tree.spawn(name, argv, env=self._environment, log=self._logs / f"{name}.log", cwd=Path.cwd())
+                self._tree.spawn(name, argv, env=self._environment, log=self._log(name), cwd=Path.cwd())
                 child.started, child.restart_at = time.monotonic(), None
 
     def wanted(self) -> dict[str, tuple[str, ...]]:
@@ -120,6 +121,13 @@ class Supervisor:
     def stop(self) -> None:
         """End everything that was started."""
         self._tree.stop()
+
+    def _log(self, name: str) -> Path:
+        """Where the next process of this name writes on; a log that has grown large becomes the previous one."""
+        log = self._logs / f"{name}.log"
+        if log.exists() and log.stat().st_size > _LOG_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+        return log
 
     def _last_line(self, name: str) -> str:
         lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()

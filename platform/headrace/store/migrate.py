@@ -105,6 +105,9 @@ def render_view(template: str, streams: list[str]) -> str:
 
     >>> print(render_view("SELECT 1 -- each stream\\nUNION SELECT {stream} FROM {schema}.t; rest", ["ads"]))
     SELECT 1 UNION SELECT 'ads' FROM "ads".t; rest
+    >>> print(render_view("0 -- each stream\\n+ {stream};", ["a", "b"]))
+    0 + 'a'
+    + 'b';
     """
     head, marker, rest = template.partition(_EACH)
     if not marker:
@@ -112,4 +115,4 @@ def render_view(template: str, streams: list[str]) -> str:
     body, semicolon, tail = rest.partition(";")
     # Stream names are letters, digits and underscores (the definition refuses others): safe as identifier and literal.
     branches = [body.replace("{schema}", f'"{name}"').replace("{stream}", f"'{name}'") for name in streams]
-    return head + "".join(branches) + semicolon + tail
+    return head + "\n".join(branches) + semicolon + tail
