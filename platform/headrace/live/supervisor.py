@@ -29,7 +29,8 @@ PINNED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS":
 
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _LOG_BYTES = 1_000_000  # of a worker's log, before the next process starts a new one
-_STEADY = 60.0  # seconds of life after which a process counts as well again
+_STEADY = 10.0  # seconds of life after which a process counts as well again
+_AWAY = 2.0  # the longest pause of one whose database is away: that is not its fault, and it should be back soon after
 
 
 @dataclass
@@ -91,6 +92,8 @@ class Supervisor:
                 continue
             child.deaths = 1 if time.monotonic() - child.started > _STEADY else child.deaths + 1
             pause = _PAUSES[min(child.deaths - 1, len(_PAUSES) - 1)]
+            if code == ServerError.exit_code:
+                pause = min(pause, _AWAY)
             child.restart_at = time.monotonic() + pause
             logger.warning(
                 "%s ended with %d; it starts again in %g s; its last words: %s",

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import psycopg2
 from numpy.typing import NDArray
 from psycopg2.extras import ReplicationCursor
 
 from headrace.definition.stream import Stream
+from headrace.errors import SourceError
 from headrace.flow.pgoutput import DELETE, INSERT, UPDATE, Messages, Session, parse
 from headrace.store import source
 
@@ -73,13 +75,21 @@ class Reader:
         """What has come, up to the last Commit; None when nothing whole came within `wait` seconds.
 
         A transaction of more than a chunk comes alone and as a file; say `done` when it is dealt with.
+
+        Raises
+        ------
+        SourceError
+            When the connection ended: the source went away, or took the slot from us.
         """
         deadline = time.monotonic() + wait
         size = 0
         while size < _CHUNK_BYTES or not self._whole:
             if size >= _CHUNK_BYTES:
                 size = self._spill()
-            message = self._cursor.read_message()
+            try:
+                message = self._cursor.read_message()
+            except psycopg2.DatabaseError as error:  # not always an OperationalError, and then without a word of its own
+                raise SourceError(f"the replication connection ended: {' '.join(str(error).split())}") from error
             if message is not None:
                 payload = message.payload
                 self._payloads.append(payload)
