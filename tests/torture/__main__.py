@@ -23,6 +23,8 @@ from tests.torture.saboteur import KINDS as SABOTAGES
 from tests.torture.stage import ROOT, Stage, wait_until
 from tests.torture.workers import Workers
 
+_ENOUGH = 3_000  # changes that fill an epoch of every stream
+
 
 def arguments() -> argparse.Namespace:
     """The command line."""
@@ -102,6 +104,7 @@ def run(asked: argparse.Namespace, home: Path, began: float) -> bool:
 def strike(stage: Stage) -> None:
     """Let the saboteur strike, and wait until what it broke is durable."""
     stage.trigger.touch()
+    stage.application.grant(stage.application.changes + _ENOUGH)
     wait_until(lambda: not stage.trigger.exists(), 120, "the saboteur strikes")
     print("the saboteur struck", flush=True)
 

@@ -102,7 +102,7 @@ def flip_a_bit() -> None:
         if not armed():
             return write(self, epoch)
         model: Any = self.live.progressive.model
-        weights = list(model._model.steps.values())[-1].weights
+        weights = list(model._model.steps.values())[-1]._weights  # `weights` is a copy
         name = max(weights, key=lambda key: abs(weights[key]))
         bits = np.float64(weights[name]).view(np.uint64) ^ np.uint64(1 << 44)
         weights[name] = float(bits.view(np.float64))
