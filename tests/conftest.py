@@ -275,7 +275,9 @@ class Registered:
     @contextmanager
     def _as_intake(self) -> Iterator[tuple[Any, leases.Lease]]:
         with closing(db.connect(self.dsn, role="headrace_intake")) as conn:
-            yield conn, leases.take(conn, self.stream.name, "intake", timedelta(seconds=5))
+            lease = leases.take(conn, self.stream.name, "intake", timedelta(seconds=5))
+            with leases.kept(self.dsn, lease, "headrace_intake"):
+                yield conn, lease
 
     def entries(self) -> list[tuple[Any, ...]]:
         """The log without what depends on when it was read: entries in order of seq."""

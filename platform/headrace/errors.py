@@ -8,9 +8,19 @@ from __future__ import annotations
 
 
 class HeadraceError(Exception):
-    """The root of all errors that headrace raises on purpose."""
+    """The root of all errors that headrace raises on purpose.
+
+    Attributes
+    ----------
+    state
+        Name of the state that a worker is in while it lasts, as `headrace status` and metrics.incidents show it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, state: str | None = None) -> None:
+        super().__init__(message)
+        self.state = state or type(self).__name__.removesuffix("Error").lower()
 
 
 class DefinitionError(HeadraceError):

@@ -24,6 +24,7 @@ class Settings:
     streams: Path  # HEADRACE_STREAMS: folder of stream definitions
     key_file: Path  # HEADRACE_KEY_FILE: key that signs pickled river models
     lease: timedelta  # HEADRACE_LEASE_SECONDS: how long a silent holder keeps its role
+    standby: bool  # HEADRACE_STANDBY: whether `headrace up` runs a second intake and a second learner of the champion
     compare_every: timedelta | None  # HEADRACE_COMPARE_EVERY: overrides every stream's schedule, in seconds
     environment: Mapping[str, str]  # the rest, for connections
 
@@ -45,9 +46,16 @@ def from_env(environment: Mapping[str, str] | None = None) -> Settings:
         streams=Path(env.get("HEADRACE_STREAMS") or "dags/streams").expanduser().absolute(),
         key_file=Path(env.get("HEADRACE_KEY_FILE") or home / "signing.key").expanduser().absolute(),
         lease=_seconds("HEADRACE_LEASE_SECONDS", env.get("HEADRACE_LEASE_SECONDS") or "5"),
+        standby=_switch("HEADRACE_STANDBY", env.get("HEADRACE_STANDBY") or "0"),
         compare_every=_seconds("HEADRACE_COMPARE_EVERY", compare_every) if compare_every else None,
         environment=dict(env),
     )
+
+
+def _switch(name: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise SettingsError(f"{name}: found {text!r}, expected 0 or 1")
+    return text == "1"
 
 
 def _seconds(name: str, text: str) -> timedelta:

@@ -148,5 +148,8 @@ LEFT JOIN headrace.intake_positions AS p ON p.stream = v.stream
 LEFT JOIN metrics.leaderboard AS l ON l.stream = v.stream AND l.version = v.version
 WHERE v.stream = %(stream)s ORDER BY v.number;
 
+-- status_standbys: who would take a role over
+SELECT role, holder, entries_behind FROM metrics.standbys WHERE stream = %(stream)s ORDER BY role, holder;
+
 -- status_incidents: what is wrong now
 SELECT role, state, message, opened_at FROM headrace.incidents WHERE stream = %(stream)s AND closed_at IS NULL ORDER BY opened_at;

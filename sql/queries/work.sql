@@ -72,6 +72,10 @@ INSERT INTO headrace.incidents (stream, role, state, message)
 SELECT %(stream)s, %(role)s, %(state)s, %(message)s
 WHERE NOT EXISTS (SELECT FROM headrace.incidents WHERE stream = %(stream)s AND role = %(role)s AND state = %(state)s AND closed_at IS NULL);
 
+-- add_past_incident: a named state that nobody could report while it lasted
+INSERT INTO headrace.incidents (stream, role, state, message, opened_at, closed_at)
+VALUES (%(stream)s, %(role)s, %(state)s, %(message)s, %(opened_at)s, now());
+
 -- close_incidents: the worker is well again
 UPDATE headrace.incidents SET closed_at = now() WHERE stream = %(stream)s AND role = %(role)s AND closed_at IS NULL;
 

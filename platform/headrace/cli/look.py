@@ -116,11 +116,16 @@ def _stream_status(conn: Any, name: str) -> dict[str, Any]:
         dict(zip(("role", "state", "message", "since"), row, strict=True))
         for row in db.rows(conn, "status_incidents", {"stream": name})
     ]
+    standbys = [
+        dict(zip(("role", "holder", "behind"), row, strict=True))
+        for row in db.rows(conn, "status_standbys", {"stream": name})
+    ]
     return {
         "stream": name,
         "intake": dict(zip(names, intake, strict=True)) if intake else None,
         "champion": next((w["version"] for w in workers if w["status"] == "champion"), None),
         "versions": workers,
+        "standbys": standbys,
         "last_verdict": dict(zip(("at", "verdict", "champion", "challenger", "reason"), verdict[0][:5], strict=True))
         if verdict
         else None,
@@ -153,6 +158,9 @@ def _print_status(one: dict[str, Any]) -> None:
             w["version"], w["recipe"], w["status"], learner, f"{w['position']:,}", f"{w['behind']:,}", loss, labels
         )
     console.print(table)
+    if standbys := one["standbys"]:
+        found = ", ".join(f"{s['role']} ({s['holder']}, {s['behind']:,} behind)" for s in standbys)
+        console.print(f"  standing by: {found}", soft_wrap=True)
     if verdict := one["last_verdict"]:
         ago = datetime.now(UTC) - verdict["at"]
         console.print(

@@ -8,21 +8,24 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from headrace.cli.common import platform, show_json, stream_of, until_signalled
 from headrace.definition.load import load_folder
 from headrace.definition.stream import Stream
-from headrace.errors import HeadraceError, ServerError
+from headrace.errors import HeadraceError, LeaseError, ServerError, SourceError
 from headrace.settings import Settings, connection, signing_key
 from headrace.store import db, leases, log, registry, source
 
 logger = logging.getLogger(__name__)
+
+_BROKEN = (psycopg2.OperationalError, psycopg2.InterfaceError)
 
 
 def add_commands(commands: Any) -> None:
@@ -156,26 +159,71 @@ def run_down(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _noted(dsn: str, stream: str, role: str, database_role: db.Role) -> Iterator[None]:
-    """While a worker fails, its state is an open incident that `headrace status` and SQL show."""
+def _noted(dsn: str, conn: Connection, stream: str, role: str) -> Iterator[None]:
+    """While a worker fails, its state is an open incident that `headrace status` and SQL show.
+
+    What psycopg2 and the machine say becomes one of ours: a broken connection, a full disk, too little memory. A role
+    that was lost to another process is no incident: it is at work, and metrics.failovers tells.
+    """
     try:
-        yield
-    except HeadraceError as error:
-        state = type(error).__name__.removesuffix("Error").lower()
-        with closing(db.connect(dsn, role=database_role, autocommit=True)) as conn:
-            params = {"stream": stream, "role": role, "state": state, "message": str(error)}
-            db.run(conn, "open_incident", params)
+        try:
+            yield
+        except psycopg2.errors.DiskFull as error:
+            raise ServerError(
+                f"a disk is full: {_line(error)}; free some space, it goes on by itself", state="disk_full"
+            ) from error
+        except (psycopg2.InterfaceError, psycopg2.DatabaseError) as error:
+            # A connection that breaks within a COPY is a DatabaseError of no kind of its own.
+            if not isinstance(error, _BROKEN) and type(error) is not psycopg2.DatabaseError:
+                raise
+            if lost := _lost(dsn, stream, role):
+                raise lost from error
+            if not conn.closed and role == "intake":
+                raise SourceError(f"the source's database went away: {_line(error)}", state="source_away") from error
+            raise ServerError(f"the platform's database went away: {_line(error)}", state="platform_away") from error
+        except SourceError as error:
+            if lost := _lost(dsn, stream, role):  # who takes a role over ends the connections of who had it
+                raise lost from error
+            raise
+        except MemoryError as error:
+            raise ServerError(
+                "out of memory; give the process more, or the version less to remember", state="out_of_memory"
+            ) from error
+    except LeaseError:
         raise
+    except HeadraceError as error:
+        with suppress(ServerError), closing(db.connect(dsn, role="headrace_learner", autocommit=True)) as noting:
+            params = {"stream": stream, "role": role, "state": error.state, "message": str(error)}
+            db.run(noting, "open_incident", params)
+        raise
+
+
+def _lost(dsn: str, stream: str, role: str) -> LeaseError | None:
+    """The error of who has lost its role to another process."""
+    with suppress(ServerError), closing(db.connect(dsn, autocommit=True)) as conn:
+        held = db.row(conn, "who_holds", {"stream": stream, "role": role})
+        if held is not None and held[0] != leases.holder():
+            return LeaseError(
+                f"lost the role {role!r} of stream {stream!r} to {held[0]}: this process was silent for too long"
+            )
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def run_intake(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace intake`"""
     stop = until_signalled()
     stream = stream_of(settings, arguments.stream)
-    with platform(settings) as dsn, _noted(dsn, stream.name, "intake", "headrace_intake"):
-        application = f"headrace intake {stream.name}"
-        with closing(db.connect(dsn, role="headrace_intake", application=application)) as conn:
-            _intake(settings, dsn, conn, stream, stop)
+    application = f"headrace intake {stream.name}"
+    with (
+        platform(settings) as dsn,
+        closing(db.connect(dsn, role="headrace_intake", application=application)) as conn,
+        _noted(dsn, conn, stream.name, "intake"),
+    ):
+        _intake(settings, dsn, conn, stream, stop)
     return 0
 
 
@@ -237,10 +285,13 @@ def run_learn(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace learn`"""
     stop = until_signalled()
     stream = stream_of(settings, arguments.stream)
-    with platform(settings) as dsn, _noted(dsn, stream.name, arguments.version, "headrace_learner"):
-        application = f"headrace learn {arguments.version}"
-        with closing(db.connect(dsn, role="headrace_learner", application=application)) as conn:
-            _learn(settings, arguments, dsn, conn, stream, stop)
+    application = f"headrace learn {arguments.version}"
+    with (
+        platform(settings) as dsn,
+        closing(db.connect(dsn, role="headrace_learner", application=application)) as conn,
+        _noted(dsn, conn, stream.name, arguments.version),
+    ):
+        _learn(settings, arguments, dsn, conn, stream, stop)
     return 0
 
 

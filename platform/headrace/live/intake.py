@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import SlotError, SourceError
+from headrace.errors import ServerError, SlotError, SourceError
 from headrace.events import LogColumn, micros, moment
 from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import pack
@@ -182,13 +182,13 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
         )
     appender.resume(conn, join, at)
     conn.commit()
-    with closing(db.connect(dsn, application="headrace watch", autocommit=True)) as watch:
+    with closing(_watch(dsn)) as watch:
         if problems := [f for f in source.check_publication(watch, stream) if not f.ok]:
             # Postgres 18 would stream on without a word, and the position would move past changes that were never sent.
-            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
+            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems), state="publication")
         with source.replication(dsn) as cursor:
             if why := source.seam(watch, source.system(cursor), at.slot, at.lsn, (at.system_identifier, at.timeline)):
-                raise SlotError(f"{why}; `headrace resync {stream.name}` closes the gap")
+                raise SlotError(f"{why}; `headrace resync {stream.name}` closes the gap", state=why.split(":")[0])
             source.start_after(watch, cursor, at.slot, stream.publication, at.lsn, lease.former_walsender)
             with db.transaction(conn):
                 db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
@@ -210,6 +210,14 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
                 if time.monotonic() - looked > 2.0:
                     reader.acknowledge(_report(conn, watch, stream, lease, join, at.slot, reader.idle_at))
                     looked = time.monotonic()
+
+
+def _watch(dsn: str) -> Connection:
+    """A connection that looks after the slot."""
+    try:
+        return db.connect(dsn, application="headrace watch", autocommit=True)
+    except ServerError as error:
+        raise SourceError(str(error), state="source_away") from error
 
 
 def _write(

@@ -68,7 +68,9 @@ class Learner:
         self.live = self.opened()
 
     def begin(self, lease: Lease) -> None:
-        """Write for the role from now on; what the former holder did not make durable is written with what comes next.
+        """Write for the role from now on, after every epoch that its former holder made durable.
+
+        A state within an epoch cannot be a checkpoint, so epochs that ended here but are not stored are learned again.
 
         Raises
         ------
@@ -77,7 +79,7 @@ class Learner:
         """
         self._compare()
         newest = db.row(self.conn, "checkpoint_seq", {"stream": self.stream.name, "version": lease.role})
-        if newest is not None and newest[0] > self.live.progressive.seq:  # the former holder was further
+        if self._pending or (newest is not None and newest[0] > self.live.progressive.seq):
             self.live, self._pending = self.opened(), []
         with db.transaction(self.conn):
             db.run(self.conn, "close_incidents", {"stream": self.stream.name, "role": lease.role})

@@ -1,6 +1,7 @@
 """The supervisor behind `headrace up`: starts what the registry asks for and restarts what dies.
 
-For each stream one intake, for each version that should run one learner. It decides nothing: versions appear in the
+For each stream one intake, for each version that should run one learner, and with HEADRACE_STANDBY a second process for
+the intake and for the champion, whichever of the two holds the role. It decides nothing: versions appear in the
 registry and go again, and this loop follows. A process that dies is started again after a pause that grows while it
 keeps dying; the lease keeps a second copy from ever writing.
 """
@@ -8,11 +9,13 @@ keeps dying; the lease keeps a second copy from ever writing.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg2
@@ -55,7 +58,7 @@ class Supervisor:
     """
 
     def __init__(self, settings: Settings, dsn: str, streams: Sequence[str]) -> None:
-        self._dsn, self._streams = dsn, tuple(streams)
+        self._dsn, self._streams, self._standby = dsn, tuple(streams), settings.standby
         self._logs = settings.home / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._tree = ProcessTree(grace=10.0)
@@ -65,18 +68,19 @@ class Supervisor:
     def run(self, stop: Callable[[], bool]) -> None:
         """Follow the registry until `stop` says so, then stop everything."""
         try:
-            away = False
+            away: tuple[datetime, str] | None = None  # since when, and what was said
             while not stop():
                 try:
                     self.step()
-                    if away:
+                    if away is not None:
                         logger.info("the platform's database is back")
-                    away = False
+                        self._was_away(*away)
+                    away = None
                 except (ServerError, psycopg2.OperationalError) as error:  # it restarts: the processes wait for it too
-                    if not away:
-                        logger.warning("the platform's database is away: %s", " ".join(str(error).split()))
-                    away = True
-                time.sleep(1.0 if away else 0.2)
+                    if away is None:
+                        away = (datetime.now(UTC), " ".join(str(error).split()))
+                        logger.warning("the platform's database is away: %s", away[1])
+                time.sleep(0.2 if away is None else 1.0)
         finally:
             self.stop()
 
@@ -95,6 +99,8 @@ class Supervisor:
             if code == ServerError.exit_code:
                 pause = min(pause, _AWAY)
             child.restart_at = time.monotonic() + pause
+            if code < 0:
+                self._note_kill(name, child.argv, -code)
             logger.warning(
                 "%s ended with %d; it starts again in %g s; its last words: %s",
                 name,
@@ -116,10 +122,30 @@ class Supervisor:
         with closing(db.connect(self._dsn, role="headrace_reader", autocommit=True)) as conn:
             for stream in self._streams:
                 found[f"intake-{stream}"] = command("intake", stream)
+                if self._standby:
+                    found[f"intake-{stream}-standby"] = command("intake", stream)
                 for version in registry.versions(conn, stream):
                     if version.status in registry.RUNNING:
                         found[f"learn-{version.version}"] = command("learn", stream, version.version)
+                    if version.status == "champion" and self._standby:
+                        found[f"learn-{version.version}-standby"] = command("learn", stream, version.version)
         return found
+
+    def _note_kill(self, name: str, argv: Sequence[str], number: int) -> None:
+        """A process that was killed could not say so itself; the next one closes the incident."""
+        by = signal.Signals(number).name
+        why = ": was it out of memory?" if number == signal.SIGKILL else ""
+        stream, role = argv[-2:] if argv[-3] == "learn" else (argv[-1], "intake")
+        params = {"stream": stream, "role": role, "state": "killed", "message": f"{name} was ended by {by}{why}"}
+        with closing(db.connect(self._dsn, role="headrace_learner", autocommit=True)) as conn:
+            db.run(conn, "open_incident", params)
+
+    def _was_away(self, since: datetime, message: str) -> None:
+        """Nobody could say so while it lasted."""
+        with closing(db.connect(self._dsn, role="headrace_learner", autocommit=True)) as conn:
+            for stream in self._streams:
+                params = {"stream": stream, "role": "platform", "state": "platform_away", "message": message}
+                db.run(conn, "add_past_incident", {**params, "opened_at": since})
 
     def stop(self) -> None:
         """End everything that was started."""

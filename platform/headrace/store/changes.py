@@ -88,8 +88,9 @@ class Reader:
                 size = self._spill()
             try:
                 message = self._cursor.read_message()
-            except psycopg2.DatabaseError as error:  # not always an OperationalError, and then without a word of its own
-                raise SourceError(f"the replication connection ended: {' '.join(str(error).split())}") from error
+            except psycopg2.DatabaseError as error:  # not always an OperationalError
+                why = " ".join(str(error).split())
+                raise SourceError(f"the replication connection ended: {why}", state="source_away") from error
             if message is not None:
                 payload = message.payload
                 self._payloads.append(payload)

@@ -408,7 +408,8 @@ def replication(dsn: str) -> Iterator[ReplicationCursor]:
     except psycopg2.OperationalError as error:
         raise SourceError(
             f"{db.describe(dsn)} refuses a replication connection: {' '.join(str(error).split())}; expected a role with "
-            "REPLICATION and a direct DSN (no pooler): run `headrace doctor`"
+            "REPLICATION and a direct DSN (no pooler): run `headrace doctor`",
+            state="source_away",
         ) from error
     with closing(conn), conn.cursor() as cursor:
         yield cursor
