@@ -10,13 +10,14 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONHASHSEED := 0
 
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check bench torture lock clean
 
 help:
 	@echo "make demo [DEMO='--speed 28800 --until-promotion --json build/demo.json']   the whole product on a year of flights"
 	@echo "make test            all tests, on real servers that they start and stop"
 	@echo "make check           ruff, mypy --strict, import-linter, docs"
 	@echo "make bench NAME=...  a benchmark; writes build/bench/NAME.json"
+	@echo "make torture [N=300 SEED=7 KINDS=a,b SABOTAGE=lost|twice|flip]   hurt it N times, then audit; writes build/torture.json"
 	@echo "make lock            resolve pyproject.toml again into requirements.lock"
 
 $(STAMP): requirements.lock pyproject.toml
@@ -38,6 +39,13 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench $(NAME)
+
+# 20 minutes; what each kind of fault does: tests/torture/plan.py
+N ?= 300
+SEED ?= 7
+torture: $(STAMP)
+	@PYTHONPATH=platform $(BIN)/python -m tests.torture -n $(N) --seed $(SEED) $(if $(KINDS),--kinds $(KINDS)) \
+	  $(if $(SABOTAGE),--sabotage $(SABOTAGE))
 
 lock: $(STAMP)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \

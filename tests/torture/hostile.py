@@ -8,7 +8,7 @@ from typing import Any
 
 Row = tuple[Any, ...]
 
-_HUGE = "x" * 100_000
+HUGE = "x" * 100_000
 _TEXTS = (
     "",
     " ",
@@ -24,7 +24,7 @@ _TEXTS = (
     "\uffff",
     "NULL",
     "\u0130\u0131ß",
-    _HUGE,
+    HUGE,
 )
 _TIMES = ("infinity", "-infinity", "294276-12-31 23:59:59+00", "4714-11-24 00:00:00+00 BC", "2100-01-01 00:00:00+00")
 _NUMBERS = ("NaN", "Infinity", "-Infinity", "1e308", "-0.001", "1000.0000001")

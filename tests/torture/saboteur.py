@@ -66,7 +66,7 @@ def lose_a_row() -> None:
 
 def learn_twice() -> None:
     """A learner reads one label twice."""
-    from headrace.flow.progressive import OpenEvents
+    from headrace.flow.openevents import OpenEvents
     from headrace.store import log
 
     read, close = log.read, OpenEvents.close
@@ -89,7 +89,7 @@ def learn_twice() -> None:
         return dataclasses.replace(batch, **again)
 
     log.read = repeated  # type: ignore
-    OpenEvents.close = lambda self, seqs: close(self, list(dict.fromkeys(seqs)))  # type: ignore[method-assign]
+    OpenEvents.close = lambda self, seqs: close(self, np.unique(seqs))  # type: ignore[method-assign]
 
 
 def flip_a_bit() -> None:

@@ -74,8 +74,8 @@ class Workers:
     def wait_for_work(self, since: float, seconds: float = _RECOVERY_SECONDS) -> float:
         """Wait until every role works after a fault; gives the seconds it took.
 
-        Every log has what was committed at the source by now, every version is through with that, and every lease was
-        renewed after the fault.
+        Every log has what was committed at the source by now, every version is through with that, every lease was
+        renewed after the fault, and another process stands by for every intake and champion.
         """
         began = time.monotonic()
         mark = [0]
@@ -88,7 +88,19 @@ class Workers:
         wait_until(lambda: self.stage.reached(mark[0]), seconds, "every intake has what was committed")
         seqs = {stream: seq for stream, (_, seq) in self.stage.positions().items()}
         wait_until(lambda: self._learned(seqs, since), seconds, "every version is where the logs were")
+        wait_until(lambda: self._stood_by(since), seconds, "every intake and champion has a standby")
         return time.monotonic() - began
+
+    def _stood_by(self, since: float) -> bool:
+        missing = self.stage.platform.query(
+            PLATFORM,
+            "SELECT 1 FROM (SELECT stream, 'intake' AS role FROM headrace.streams UNION ALL "
+            "SELECT stream, version FROM headrace.versions WHERE status = 'champion') AS wanted "
+            "LEFT JOIN headrace.standbys AS s USING (stream, role) "
+            "GROUP BY stream, role HAVING coalesce(max(s.reported_at) <= to_timestamp(%s), true)",
+            since,
+        )
+        return not missing
 
     def _learned(self, seqs: dict[str, int], since: float) -> bool:
         stale = self.stage.platform.query(

@@ -17,7 +17,13 @@ def logistic() -> Any:
 stream = Stream(
     name="payments",
     source=Source(conn_id="shop_db", table="public.payments", key="payment_id", event_time="paid_at"),
-    label=Label(value=col("is_fraud"), label_time="labeled_at", window=timedelta(hours=24), if_missing="negative"),
+    label=Label(
+        value=col("is_fraud"),
+        label_time="labeled_at",
+        window=timedelta(hours=24),
+        if_missing="negative",
+        on_late="learn",
+    ),
     features=[category("card"), number("amount"), hour_of_day("paid_at"), target_mean("card")],
     contract=[expect.not_null("card"), expect.between("amount", 0, 100_000), expect.immutable("amount")],
     champion=recipes.river(logistic, target_means=True),
