@@ -256,6 +256,12 @@ class Registered:
         with self._as_intake() as (conn, lease):
             return resync(conn, origin.dsn, self.stream, self.columns, lease, lambda *_: None)
 
+    def trust_publication(self, origin: SmallSource) -> None:
+        """As if the publication that is there had always been: what it sends arrives before anybody looks at it."""
+        with closing(db.connect(origin.dsn)) as conn:
+            made = source.publication_made(conn, self.stream)
+        self.query("UPDATE headrace.intake_positions SET publication = %s", made)
+
     def follow(self, origin: SmallSource) -> None:
         """Run the intake until it has all that is committed at the source by now."""
         beat = "SELECT pg_logical_emit_message(true, 'headrace.test', '')::text"

@@ -1,15 +1,15 @@
 -- log_position: how far the log goes, and the stream's clock
 SELECT seq, lsn::text, watermark, received_at, epoch, epoch_seq_first, epoch_labels, epoch_watermark_first,
-    system_identifier, timeline, consistent_lsn::text, slot, commit_time
+    consistent_lsn::text, commit_time, slot, system_identifier, timeline, publication
 FROM headrace.intake_positions WHERE stream = %(stream)s;
 
 -- move_position: move seq and source position, in the log's own transaction
-INSERT INTO headrace.intake_positions AS p (stream, slot, system_identifier, timeline, consistent_lsn, lsn, seq, epoch, epoch_seq_first,
+INSERT INTO headrace.intake_positions AS p (stream, slot, system_identifier, timeline, publication, consistent_lsn, lsn, seq, epoch, epoch_seq_first,
     epoch_labels, epoch_watermark_first, watermark, commit_time, received_at, updated_at)
-VALUES (%(stream)s, %(slot)s, %(system_identifier)s, %(timeline)s, %(lsn)s, %(lsn)s, %(seq)s, %(epoch)s, %(epoch_seq_first)s,
+VALUES (%(stream)s, %(slot)s, %(system_identifier)s, %(timeline)s, %(publication)s, %(lsn)s, %(lsn)s, %(seq)s, %(epoch)s, %(epoch_seq_first)s,
     %(epoch_labels)s, %(epoch_watermark_first)s, %(watermark)s, %(commit_time)s, %(received_at)s, now())
 ON CONFLICT (stream) DO UPDATE SET slot = excluded.slot, system_identifier = excluded.system_identifier,
-    timeline = excluded.timeline, lsn = excluded.lsn, seq = excluded.seq, epoch = excluded.epoch,
+    timeline = excluded.timeline, publication = excluded.publication, lsn = excluded.lsn, seq = excluded.seq, epoch = excluded.epoch,
     epoch_seq_first = excluded.epoch_seq_first, epoch_labels = excluded.epoch_labels,
     epoch_watermark_first = excluded.epoch_watermark_first, watermark = excluded.watermark,
     commit_time = coalesce(excluded.commit_time, p.commit_time), received_at = coalesce(excluded.received_at, p.received_at),

@@ -24,6 +24,11 @@ SELECT p.schemaname || '.' || p.tablename, p.attnames::text[], EXISTS (
     WHERE b.pubname = p.pubname AND r.prrelid = format('%%I.%%I', p.schemaname, p.tablename)::regclass AND r.prattrs IS NOT NULL)
 FROM pg_publication_tables AS p WHERE p.pubname = %(publication)s;
 
+-- source_publication_made: the catalog rows that a publication is made of; any change of it is another text
+SELECT format('%%s.%%s', p.oid, p.xmin) || coalesce((
+        SELECT string_agg(format(' %%s.%%s', r.oid, r.xmin), '' ORDER BY r.oid) FROM pg_publication_rel AS r WHERE r.prpubid = p.oid), '')
+FROM pg_publication AS p WHERE p.pubname = %(publication)s;
+
 -- source_settings: what decides whether the server can stream changes
 SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),
     current_setting('max_slot_wal_keep_size'), current_setting('server_version_num')::int;
@@ -35,6 +40,9 @@ FROM pg_replication_slots WHERE slot_name = %(slot)s;
 
 -- end_former_reader: end the walsender that worked for who held the role before
 SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %(slot)s AND active_pid = %(pid)s;
+
+-- end_reader: end the walsender that reads a slot
+SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = %(slot)s AND active_pid IS NOT NULL;
 
 -- source_blockers: transactions that keep a slot from being created
 SELECT l.pid, a.usename, coalesce(a.state, 'state hidden'), coalesce(left(a.query, 80), '')

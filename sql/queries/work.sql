@@ -53,9 +53,9 @@ ON CONFLICT (stream, role, holder) DO UPDATE SET seq = excluded.seq, reported_at
 DELETE FROM headrace.standbys WHERE stream = %(stream)s AND role = %(role)s
     AND (holder = %(holder)s OR reported_at < clock_timestamp() - interval '1 minute');
 
--- digests_after: the chained digests of a version's epochs after one
+-- digests_between: the chained digests of a version's epochs after one, up to another
 SELECT epoch, digest, engine FROM headrace.epoch_metrics
-WHERE stream = %(stream)s AND version = %(version)s AND epoch > %(after)s ORDER BY epoch;
+WHERE stream = %(stream)s AND version = %(version)s AND epoch > %(after)s AND epoch <= %(upto)s ORDER BY epoch;
 
 -- report_progress: what a worker is doing, for people
 INSERT INTO headrace.worker_progress AS w (stream, role, phase, done, goal, per_second, message, received_through, reported_at)
@@ -75,6 +75,9 @@ WHERE NOT EXISTS (SELECT FROM headrace.incidents WHERE stream = %(stream)s AND r
 -- add_past_incident: a named state that nobody could report while it lasted
 INSERT INTO headrace.incidents (stream, role, state, message, opened_at, closed_at)
 VALUES (%(stream)s, %(role)s, %(state)s, %(message)s, %(opened_at)s, now());
+
+-- report_endpoint: what is wrong with the answers of one machine; NULL when nothing is
+SELECT headrace.report_endpoint(%(stream)s, %(host)s, %(problem)s);
 
 -- close_incidents: the worker is well again
 UPDATE headrace.incidents SET closed_at = now() WHERE stream = %(stream)s AND role = %(role)s AND closed_at IS NULL;

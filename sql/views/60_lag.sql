@@ -19,7 +19,7 @@ COMMENT ON COLUMN metrics.lag.log_seq IS 'Last entry of the log.';
 COMMENT ON COLUMN metrics.lag.entries_behind IS 'Entries between them.';
 COMMENT ON COLUMN metrics.lag.time_behind IS 'How much older the last entry learned is than the last one logged; for the intake, how long it has been silent while the slot keeps WAL.';
 COMMENT ON COLUMN metrics.lag.slot_wal_bytes IS 'WAL that the slot keeps at the source, as the intake last saw it.';
-COMMENT ON COLUMN metrics.lag.safe_wal_bytes IS 'WAL that can still be written before the slot would be lost; NULL when the source sets no limit.';
+COMMENT ON COLUMN metrics.lag.safe_wal_bytes IS 'WAL that can still be written before the slot is lost or given up: by the source''s max_slot_wal_keep_size, by policy.max_slot_bytes.';
 COMMENT ON COLUMN metrics.lag.lsn IS 'Position at the source up to which everything is durable in the log.';
 COMMENT ON COLUMN metrics.lag.watermark IS 'The stream''s clock.';
 COMMENT ON COLUMN metrics.lag.reported_at IS 'When the worker last said so.';

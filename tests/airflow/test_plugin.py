@@ -40,9 +40,9 @@ def raced(registered: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         EVIL,
     )
     registered.query(
-        "INSERT INTO headrace.intake_positions (stream, slot, system_identifier, timeline, consistent_lsn, lsn, seq, epoch,"
-        " epoch_seq_first, epoch_labels, watermark, received_at, slot_wal_bytes)"
-        " VALUES ('small', 's', '1', 1, '0/1', '0/1', 20000, 21, 1, 1, '2020-03-04 05:06Z', now(), 3145728) RETURNING 1"
+        "INSERT INTO headrace.intake_positions (stream, slot, system_identifier, timeline, publication, consistent_lsn, lsn, seq,"
+        " epoch, epoch_seq_first, epoch_labels, watermark, received_at, slot_wal_bytes)"
+        " VALUES ('small', 's', '1', 1, 'p', '0/1', '0/1', 20000, 21, 1, 1, '2020-03-04 05:06Z', now(), 3145728) RETURNING 1"
     )
     for epoch in range(1, 21):
         at = (epoch, epoch * 1000, epoch * 1000 + 999)

@@ -101,6 +101,10 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     ),
     (lambda s: replace(s, policy=replace(s.policy, compare_every=timedelta(-1))), "policy.compare_every: found -1 day"),
     (lambda s: replace(s, policy=replace(s.policy, epoch_time=timedelta(0))), "policy.epoch_time: found 0:00:00"),
+    (
+        lambda s: replace(s, policy=replace(s.policy, max_slot_bytes=10**6)),
+        "policy.max_slot_bytes: found 1,000,000, expected at least 67,108,864",
+    ),
 ]
 
 

@@ -53,8 +53,8 @@ def statuses(conn: Any) -> dict[str, str]:
 
 def move_log(registered: Any, seq: int) -> None:
     registered.query(
-        "INSERT INTO headrace.intake_positions (stream, slot, system_identifier, timeline, consistent_lsn, lsn, seq, epoch,"
-        " epoch_seq_first, epoch_labels) VALUES ('small', 's', '1', 1, '0/0', '0/0', %s, 1, 1, 0)"
+        "INSERT INTO headrace.intake_positions (stream, slot, system_identifier, timeline, publication, consistent_lsn, lsn, seq,"
+        " epoch, epoch_seq_first, epoch_labels) VALUES ('small', 's', '1', 1, 'p', '0/0', '0/0', %s, 1, 1, 0)"
         " ON CONFLICT (stream) DO UPDATE SET seq = excluded.seq",
         seq,
     )

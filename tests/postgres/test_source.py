@@ -351,10 +351,47 @@ def test_a_missing_publication_is_refused_before_it_loses_changes(running: Any, 
     origin.add(*origin.rows(100, 5))
     with pytest.raises(SourceError, match="publication headrace_small: missing, or without tables"):
         running.follow(origin)
+    with closing(db.connect(origin.dsn)) as conn:
+        origin.execute(source.statements(origin.stream, "postgres", source.identity_columns(conn, origin.stream)))
+    with pytest.raises(
+        SlotError, match=r"publication_changed: .* may not have been sent; `headrace resync small` closes"
+    ):
+        running.follow(origin)
+    running.resync(origin)
+    running.follow(origin)
+    assert running.query("SELECT count(*) FROM small.events") == [(25,)]
+
+
+def test_a_table_that_is_unpublished_for_a_while_is_noticed_by_a_running_intake(running: Any, origin: Any) -> None:
+    """Postgres just sends nothing of it, and the positions of its rows pass by."""
+    with closing(db.connect(origin.dsn)) as conn:
+        identity = source.identity_columns(conn, origin.stream)
+    at = time.monotonic()
+
+    def hurt(_: str) -> bool:
+        nonlocal at
+        if at and time.monotonic() - at > 1:
+            at = 0.0
+            origin.execute("ALTER PUBLICATION headrace_small DROP TABLE visits")
+            origin.add(*origin.rows(100, 5))
+            columns = ", ".join(
+                dict.fromkeys(
+                    (*source.needed_columns(origin.stream)["public.visits"], *(identity["public.visits"] or ()))
+                )
+            )
+            origin.execute(f"ALTER PUBLICATION headrace_small ADD TABLE visits ({columns})")
+        return False
+
+    with pytest.raises(SlotError, match="publication_changed: publication 'headrace_small' was changed"):
+        running.follow_until(origin, hurt)
+    running.resync(origin)
+    running.follow(origin)
+    assert running.query("SELECT count(*) FROM small.events") == [(25,)]
 
 
 def test_a_truncated_table_is_noted_and_does_not_stop_the_stream(running: Any, origin: Any) -> None:
     origin.execute("ALTER PUBLICATION headrace_small SET (publish = 'insert, update, delete, truncate')")
+    running.trust_publication(origin)
     origin.execute("TRUNCATE outcomes, visits")
     origin.add(*origin.rows(1000, 10))
     running.follow(origin)

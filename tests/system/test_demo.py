@@ -130,7 +130,7 @@ MUTATIONS = {
     "seq_dense": "DELETE FROM flights.events WHERE seq = (SELECT max(event_seq) FROM flights.labels WHERE kind = 'observed')",
     "labelled_once": (
         "INSERT INTO flights.labels SELECT (SELECT seq + 1 FROM headrace.intake_positions), event_seq, kind, y, y_before, "
-        "label_time FROM flights.labels WHERE kind = 'observed' ORDER BY seq DESC LIMIT 1"
+        "corrects, label_time FROM flights.labels WHERE kind = 'observed' ORDER BY seq DESC LIMIT 1"
     ),
     "positions": "UPDATE headrace.intake_positions SET seq = seq + 100",
     "conservation": "DELETE FROM flights.quarantine WHERE quarantine_id = (SELECT min(quarantine_id) FROM flights.quarantine)",

@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2 import sql
 from psycopg2.extras import execute_values
+from tests.system.wrong import LEARNS_THE_OPPOSITE
 
 from headrace.cli.run import register
 from headrace.definition.load import load_file
@@ -35,6 +36,7 @@ from headrace.flow.copybinary import unpack
 from headrace.flow.features import plain
 from headrace.flow.pgtypes import decode
 from headrace.live.request import EventRow, RowReader
+from headrace.live.supervisor import PINNED
 from headrace.models.engine import engine
 from headrace.settings import from_env
 from headrace.store import checkpoints, db, log, registry, source
@@ -497,6 +499,50 @@ def test_survives_a_kill_and_a_lost_connection(shop: Shop) -> None:
     shop.start_endpoint()
     wait_for(lambda: shop.health()["ok"], "the champion")
     assert shop.ask(order(1)) == before
+
+
+def test_stops_when_its_digests_are_not_the_learners(shop: Shop) -> None:
+    out = shop.room / "wrong.log"
+    with open(out, "wb") as file:
+        words = [sys.executable, "-P", "-c", LEARNS_THE_OPPOSITE, "serve", "orders", "--port", "0"]
+        wrong = subprocess.Popen(words, env=shop.environment | PINNED, stdout=file, stderr=file)
+    wait_for(lambda: "answers from seq" in out.read_text(), "it answers")
+    shop.label(range(HISTORY - 7, HISTORY + 1))
+    shop.settle()  # the other endpoint goes on
+    for number in range(1, 13):
+        shop.place(order(shop.number + number))
+    shop.number += 12
+    shop.label(range(shop.number - 11, shop.number + 1))
+    shop.settle()
+    assert wrong.wait(30) == 1
+    last = out.read_text().splitlines()[-1]
+    assert last.startswith("headrace: epoch ")
+    assert "on the same engine" in last
+    with shop.platform.cursor() as cursor:
+        incident = "SELECT role, state, message FROM metrics.incidents WHERE closed_at IS NULL"
+        cursor.execute(incident)
+        ((role, state, message),) = cursor.fetchall()
+        assert (role, state, message) == (
+            f"serve on {socket.gethostname()}",
+            "diverged",
+            last.removeprefix("headrace: "),
+        )
+        assert shop.endpoint is not None
+        shop.endpoint.terminate()
+        shop.endpoint.wait(15)
+        shop.start_endpoint()  # on the same machine, and right: when an epoch was equal, all is well
+        wait_for(lambda: shop.health()["ok"], "the champion")
+        for number in range(1, 13):
+            shop.place(order(shop.number + number))
+        shop.number += 12
+        shop.label(range(shop.number - 11, shop.number + 1))
+        shop.settle()
+
+        def closed() -> bool:
+            cursor.execute(incident)
+            return not cursor.fetchall()
+
+        wait_for(closed, "the incident is closed", 20)
 
 
 def test_ends_cleanly_on_sigterm(shop: Shop) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.system.wrong import LEARNS_THE_OPPOSITE
 
+from headrace.live.supervisor import PINNED
 from headrace.models.engine import engine
 from headrace.store import db, log, registry
 from headrace.store.state import open_version
@@ -55,9 +56,7 @@ def environment(registered: Any, origin: Any, definitions: Path, tmp_path: Path)
         "HEADRACE_HOME": str(tmp_path),
         "HEADRACE_STREAMS": str(definitions),
         "HEADRACE_LEASE_SECONDS": str(LEASE),
-        "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
+        **PINNED,
     }
 
 
@@ -197,25 +196,6 @@ def test_a_learner_goes_on_to_the_bit(
     assert registered.query(twice + " WHERE m.learned <> e.labels") == [(0,)]
 
 
-FLIPPED = textwrap.dedent(
-    """
-    import sys
-    from headrace import cli
-    from headrace.flow.progressive import Progressive
-
-    learn = Progressive._learn
-
-    def wrong(self, rows, answers, part):
-        answers.y[part] = 1.0 - answers.y[part]  # it learns the opposite
-        learn(self, rows, answers, part)
-        answers.y[part] = 1.0 - answers.y[part]
-
-    Progressive._learn = wrong
-    sys.exit(cli.main(sys.argv[1:]))
-    """
-)
-
-
 def test_a_standby_that_computes_otherwise_says_so_and_stops(
     registered: Any, origin: Any, start: Callable[..., Worker]
 ) -> None:
@@ -224,7 +204,7 @@ def test_a_standby_that_computes_otherwise_says_so_and_stops(
     words = ("learn", "small", "small-1")
     with pair(registered, start, "small-1", *words) as (good, standby):
         standby.end()
-        wrong = start(*words, program=FLIPPED)
+        wrong = start(*words, program=LEARNS_THE_OPPOSITE)
         wait_until(lambda: stands_by(registered, "small-1", wrong), 30, "it stands by")
         origin.add(*origin.rows(200, 300))
         registered.follow(origin)

@@ -228,7 +228,7 @@ def _source(conn: Connection, stream: Stream, at: log.Position, dsn: str) -> Ite
     """What the source itself says; left out where its rows are not comparable."""
     inv = Invariant("source", "the log has what the source's tables have, and the slot is not ahead of the log")
     with closing(db.connect(dsn, application="headrace check", autocommit=True)) as origin:
-        slot = db.row(origin, "source_slot", {"slot": at.slot})
+        slot = db.row(origin, "source_slot", {"slot": at.feed.slot})
         if slot is not None and slot[2] is not None:
             inv.counts["slot_confirmed"] = slot[2]
             inv.expect(

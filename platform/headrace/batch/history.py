@@ -71,13 +71,15 @@ def import_history(
         problems = [f for f in source.check_publication(origin, stream) if not f.ok]
         if problems:
             raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
+        made = source.publication_made(origin, stream)
         _replace_slot(conn, origin, stream)
     with tempfile.TemporaryDirectory(prefix="headrace-import-") as folder:
         with source.replication(dsn) as cursor:
             system = source.system(cursor)
             lsn, snapshot = source.create_slot(dsn, cursor, stream.slot)
             spools, total = spool(dsn, stream, snapshot, Path(folder), progress)
-        return _load(conn, stream, columns, lease, spools, total, system, lsn, progress)
+        feed = source.Feed(stream.slot, system.identifier, system.timeline, made)
+        return _load(conn, stream, columns, lease, spools, total, feed, lsn, progress)
 
 
 def _replace_slot(conn: Connection, origin: Connection, stream: Stream) -> None:
@@ -204,7 +206,7 @@ def _load(
     lease: Lease,
     spools: list[Spool],
     total: int,
-    system: source.System,
+    feed: source.Feed,
     lsn: str,
     progress: Progress,
 ) -> Imported:
@@ -218,17 +220,7 @@ def _load(
             sums = Counts(*(a + b for a, b in zip(astuple(sums), astuple(counts), strict=True)))
             done += counts.received
             progress("writing the log", done, total)
-        log.move(
-            conn,
-            stream.name,
-            join,
-            slot=stream.slot,
-            system_identifier=system.identifier,
-            timeline=system.timeline,
-            lsn=lsn,
-            commit_time=now,
-            received_at=now,
-        )
+        log.move(conn, stream.name, join, feed, lsn=lsn, commit_time=now, received_at=now)
         db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
     return Imported(sums.events, sums.labels, sums.quarantined, sums.held)
 

@@ -29,6 +29,8 @@ from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import unpack
 from headrace.flow.gate import Rows
 from headrace.flow.join import Counts, Join
+from headrace.flow.recast import can_recast, recast
+from headrace.flow.wire import Fields
 from headrace.store import db, log, source
 from headrace.store.leases import Lease
 from headrace.store.log import Appender, Position
@@ -78,7 +80,7 @@ def resync(
     BatchError
         When there is no seam: the slot fits the log's position, or there is no log yet.
     SourceError
-        When the publication is missing, a column changed its type, or the slot cannot be created.
+        When the publication is missing, the key changed its type, or the slot cannot be created.
     """
     at = log.position(conn, stream.name)
     conn.commit()
@@ -86,25 +88,29 @@ def resync(
         raise BatchError(f"stream {stream.name!r} has no log yet: `headrace up` imports its history")
     with closing(db.connect(dsn, application="headrace resync", autocommit=True)) as origin:
         with source.replication(dsn) as cursor:
-            cluster = (at.system_identifier, at.timeline)
-            why = source.seam(origin, source.system(cursor), at.slot, at.lsn, cluster)
+            why = source.seam(origin, source.system(cursor), stream, at.feed, at.lsn)
         if why is None:
             raise BatchError(
-                f"slot {at.slot!r} fits the log at {at.lsn}: there is nothing to resync; run `headrace up`"
+                f"slot {at.feed.slot!r} fits the log at {at.lsn}: there is nothing to resync; run `headrace up`"
             )
         problems = [f for f in source.check_publication(origin, stream) if not f.ok]
         if problems:
             raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
-        if source.log_columns(origin, stream) != tuple(columns):
-            raise SourceError(
-                f"columns of {stream.source.table} changed their types since the log began: give them their old ones first"
-            )
-        source.drop_slot(origin, at.slot)
+        for table, key in ((stream.source.table, stream.source.key), (stream.label_table, stream.label_key)):
+            found, name = source.column_types(origin, table)[key]
+            if not can_recast(found, columns[0].type_oid):
+                raise SourceError(
+                    f"{table}.{key} was {columns[0].type_name} when the log began and is {name}: the log's events cannot be "
+                    "found by it; give it its old type, or start a new stream"
+                )
+        made = source.publication_made(origin, stream)
+        source.drop_slot(origin, at.feed.slot)
     with tempfile.TemporaryDirectory(prefix="headrace-resync-") as folder, source.replication(dsn) as cursor:
         system = source.system(cursor)
-        lsn, snapshot = source.create_slot(dsn, cursor, at.slot)
+        lsn, snapshot = source.create_slot(dsn, cursor, at.feed.slot)
         spools, total = spool(dsn, stream, snapshot, Path(folder), progress)
-        return _close(conn, stream, columns, lease, at, spools, total, system, lsn, why, progress)
+        feed = source.Feed(at.feed.slot, system.identifier, system.timeline, made)
+        return _close(conn, stream, columns, lease, at, spools, total, feed, lsn, why, progress)
 
 
 def _close(
@@ -115,7 +121,7 @@ def _close(
     at: Position,
     spools: list[Spool],
     total: int,
-    system: source.System,
+    feed: source.Feed,
     lsn: str,
     why: str,
     progress: Progress,
@@ -126,7 +132,7 @@ def _close(
         join, appender = log.open_log(conn, stream, columns)
         appender.resume(conn, join, at)
         first = join.seq + 1
-        known = _Known(conn, stream, appender, join)
+        known = _Known(conn, stream, columns[0], appender, join)
         for events, labels in stretches(*spools):
             done += len(events[0]) + len(labels[0])
             new = known.new_events(events)
@@ -135,17 +141,7 @@ def _close(
             sums = _sum(sums, counts)
             progress("closing the gap", done, total)
         sums = _sum(sums, _take_back(conn, appender, join, stream, columns, spools, lsn, now))
-        log.move(
-            conn,
-            stream.name,
-            join,
-            slot=at.slot,
-            system_identifier=system.identifier,
-            timeline=system.timeline,
-            lsn=lsn,
-            commit_time=now,
-            received_at=now,
-        )
+        log.move(conn, stream.name, join, feed, lsn=lsn, commit_time=now, received_at=now)
         made = Resynced(at.lsn, lsn, why, sums.events, sums.labels, sums.corrections, sums.quarantined, first, join.seq)
         db.run(conn, "add_gap", {"stream": stream.name, **vars(made)})
         db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
@@ -160,8 +156,8 @@ def _sum(a: Counts, b: Counts) -> Counts:
 class _Known:
     """What the log and the quarantine have already."""
 
-    def __init__(self, conn: Connection, stream: Stream, appender: Appender, join: Join) -> None:
-        self._conn, self._stream, self._appender, self._join = conn, stream, appender, join
+    def __init__(self, conn: Connection, stream: Stream, key: LogColumn, appender: Appender, join: Join) -> None:
+        self._conn, self._stream, self._key, self._appender, self._join = conn, stream, key, appender, join
         row = db.row(conn, "log_begins", schema=stream.name)
         self._begins = -(2**63) if row is None or row[0] is None else micros(row[0])
 
@@ -175,13 +171,13 @@ class _Known:
         """Labels of events that the log has or gets, and of those that it may still get."""
         key, stream = self._stream.label_key, self._stream
         logged = self._logged(rows[0], key)
-        coming = set(_wires(new[0], stream.source.key))
-        logged |= np.array([wire in coming for wire in _wires(rows[0], key)], dtype=np.bool_)
+        coming = set(_wires(new[0], stream.source.key, self._key))
+        logged |= np.array([wire in coming for wire in _wires(rows[0], key, self._key)], dtype=np.bool_)
         refused = self._refused(rows[0], key, (stream.source.table, stream.label_table))
         return _some(rows, np.flatnonzero(logged | (~refused & (rows[1] >= self._begins))))
 
     def _logged(self, rows: Rows, key: str) -> NDArray[np.bool_]:
-        wires = _wires(rows, key)
+        wires = _wires(rows, key, self._key)
         asked = [w for w in dict.fromkeys(wires) if w is not None and not self._join.remembers(w)]
         past = self._appender.past(self._conn, asked, self._join.remembers_from)
         return np.array([w is not None and (self._join.remembers(w) or w in past) for w in wires], dtype=np.bool_)
@@ -193,8 +189,14 @@ class _Known:
         return np.array([text in found for text in texts], dtype=np.bool_)
 
 
-def _wires(rows: Rows, key: str) -> list[bytes | None]:
-    fields = rows.cells.column(rows.columns[key][0])
+def _keys(rows: Rows, name: str, key: LogColumn) -> Fields:
+    """Keys as the log has them; NULL where one does not fit."""
+    index, found = rows.columns[name]
+    return recast(rows.cells.column(index), rows[name], found, key.type_oid)[0]
+
+
+def _wires(rows: Rows, name: str, key: LogColumn) -> list[bytes | None]:
+    fields = _keys(rows, name, key)
     return [fields.bytes_at(i) if fields.length[i] >= 0 else None for i in range(len(rows))]
 
 
@@ -220,7 +222,7 @@ def _take_back(
     for rows in table.chunks():
         if stream.own_row:  # rows without a label; a row that is gone was archived, which says nothing of its label
             rows = rows.take(np.flatnonzero(rows[stream.label.label_time].null))
-        log.copy_in(conn, sql.SQL(all_queries()["write_resync_keys"]), [rows.cells.column(rows.columns[name][0])])
+        log.copy_in(conn, sql.SQL(all_queries()["write_resync_keys"]), [_keys(rows, name, key)])
     which = "labels_unset" if stream.own_row else "labels_gone"
     gone = sql.SQL(all_queries()[which]).format(schema=sql.Identifier(stream.name))
     cells = unpack(log.copy_out(conn, gone), 1)

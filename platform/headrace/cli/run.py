@@ -119,6 +119,7 @@ def register(settings: Settings, dsn: str, names: list[str]) -> list[str]:
 
 def run_up(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace up`"""
+    from headrace.live.guard import Guard
     from headrace.live.supervisor import Supervisor
     from headrace.store.migrate import migrate
 
@@ -131,7 +132,11 @@ def run_up(settings: Settings, arguments: argparse.Namespace) -> int:
         pidfile.write_text(str(os.getpid()))
         try:
             logger.info("running %s; stop with Ctrl-C or `headrace down`", ", ".join(names) or "no stream")
+            streams = [stream_of(settings, name) for name in names]
+            guard = Guard(dsn, [(stream, connection(settings, stream.source.conn_id)) for stream in streams])
+            guard.start()
             Supervisor(settings, dsn, names).run(stop)
+            guard.end()
         finally:
             pidfile.unlink(missing_ok=True)
     return 0

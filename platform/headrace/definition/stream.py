@@ -28,6 +28,9 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _RESERVED_STREAMS = ("headrace", "metrics", "public", "information_schema", "airflow")
 
 
+_LEAST_SLOT = 64 * 2**20  # bytes: four WAL segments
+
+
 @dataclass(frozen=True)
 class Source:
     """Where events come from."""
@@ -68,6 +71,7 @@ class Policy:
     challenger_slots: int = 2  # challengers at a time; fixed in advance, since the evidence needed depends on it
     epoch_labels: int = 500  # labels of an epoch at most
     epoch_time: timedelta = timedelta(days=1)  # stream time of an epoch at most
+    max_slot_bytes: int = 20_000_000_000  # of WAL that the slot may keep at the source; before that it is given up
 
 
 @dataclass(frozen=True)
@@ -288,3 +292,8 @@ def _policy(stream: Stream) -> Iterator[str]:
     for name in ("compare_every", "season", "epoch_time"):
         if getattr(policy, name) <= timedelta(0):
             yield f"policy.{name}: found {getattr(policy, name)}, expected a positive time"
+    if policy.max_slot_bytes < _LEAST_SLOT:
+        yield (
+            f"policy.max_slot_bytes: found {policy.max_slot_bytes:,}, expected at least {_LEAST_SLOT:,}: a slot that is read "
+            "all the time keeps a few WAL segments"
+        )

@@ -4,13 +4,14 @@ It opens the champion at its newest checkpoint and reads on from there exactly a
 NOTIFY with a slow poll beside it, so its weights at a seq are the learner's at that seq, to the bit. It never writes.
 When serving_history names another champion, that one catches up beside the old one and takes its place in one
 assignment: whoever asks gets one of the two, and never waits for the change. When the database is away the last weights
-go on answering, and their age tells.
+go on answering, and their age tells. When an epoch's digest is not the learner's, it stops: its answers may be wrong.
 """
 
 from __future__ import annotations
 
 import logging
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,10 +25,11 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import DefinitionError, ModelError, ServerError
+from headrace.errors import DefinitionError, DivergedError, ModelError, ServerError
 from headrace.events import LogBatch, LogColumn, micros, moment
 from headrace.flow.progressive import EpochScore, Progressive
 from headrace.live.request import EventRow
+from headrace.live.witness import Witness
 from headrace.models.engine import engine
 from headrace.store import db, log, registry
 from headrace.store.log import Position
@@ -58,9 +60,10 @@ class Answer:
 class Following:
     """One version that follows the log; other threads may ask it while it learns."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, stream: str) -> None:
         self._live, self._lock = live, threading.Lock()
         self.version, self.seq = live.version.version, live.progressive.seq
+        self.witness = Witness(stream, self.version, live.engine.id)
         self._watermark = -(2**63)
         self._through, self._at_end = moment(0), False
 
@@ -75,8 +78,7 @@ class Following:
             Where the log stood, and a time before it was asked.
         """
         with self._lock:
-            for _ in scores:
-                pass  # the learner's business
+            self.witness.saw(scores)
             self.seq = self._live.progressive.seq
             if position.watermark is not None:
                 self._watermark = micros(position.watermark)
@@ -133,6 +135,7 @@ class Follower:
         self._coming: Following | None = None
         self._newest, self._moved = ("", 0), 0.0  # version and seq of the newest checkpoint, and when it was new
         self._retry_at = 0.0
+        self._well = False  # whether a digest was equal since the start
 
     @property
     def serving(self) -> Following | None:
@@ -154,6 +157,8 @@ class Follower:
         ------
         DefinitionError, ModelError
             The champion cannot be opened while nothing else serves, or an entry breaks a model.
+        DivergedError
+            The champion's digests here are not those that its learner stored; an incident says so.
         """
         while not stop():
             try:
@@ -192,6 +197,7 @@ class Follower:
         return worked
 
     def _advance(self, conn: Connection, following: Following, position: Position, looked: datetime, many: int) -> bool:
+        self._compare(conn, following)
         upto = min(following.seq + many, position.seq)
         if upto == following.seq:
             following.move(None, (), position, looked)
@@ -199,6 +205,20 @@ class Follower:
         batch, scores = read_on(conn, self.stream, self._columns, following.progressive, upto)
         following.move(batch, scores, position, looked)
         return True
+
+    def _compare(self, conn: Connection, following: Following) -> None:
+        """With what its learner stored; an endpoint whose digests are equal is well again."""
+        try:
+            if following.witness.compare(conn) and not self._well:
+                self._report(None)
+                self._well = True
+        except DivergedError as error:
+            self._report(str(error))
+            raise
+
+    def _report(self, problem: str | None) -> None:
+        with closing(db.connect(self._dsn, role="headrace_reader", autocommit=True)) as conn:
+            db.run(conn, "report_endpoint", {"stream": self.stream, "host": socket.gethostname(), "problem": problem})
 
     def _bring(self, conn: Connection, champion: str, position: Position, looked: datetime) -> bool:
         """Bring the champion to where it can take over; True when there was something to do."""
@@ -236,7 +256,7 @@ class Follower:
         try:
             stream = self._definition()
             columns, version = registry.registered(conn, stream), registry.version(conn, self.stream, name)
-            return Following(open_version(conn, stream, version, columns, self._key, engine()))
+            return Following(open_version(conn, stream, version, columns, self._key, engine()), self.stream)
         except (DefinitionError, ModelError) as error:
             if self._serving is None:
                 raise

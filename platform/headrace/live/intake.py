@@ -183,13 +183,11 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
     appender.resume(conn, join, at)
     conn.commit()
     with closing(_watch(dsn)) as watch:
-        if problems := [f for f in source.check_publication(watch, stream) if not f.ok]:
-            # Postgres 18 would stream on without a word, and the position would move past changes that were never sent.
-            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems), state="publication")
+        _check_publication(watch, stream)
         with source.replication(dsn) as cursor:
-            if why := source.seam(watch, source.system(cursor), at.slot, at.lsn, (at.system_identifier, at.timeline)):
-                raise SlotError(f"{why}; `headrace resync {stream.name}` closes the gap", state=why.split(":")[0])
-            source.start_after(watch, cursor, at.slot, stream.publication, at.lsn, lease.former_walsender)
+            if why := source.seam(watch, source.system(cursor), stream, at.feed, at.lsn):
+                raise _broken(stream, why)
+            source.start_after(watch, cursor, at.feed.slot, stream.publication, at.lsn, lease.former_walsender)
             with db.transaction(conn):
                 db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
             lease.ready(conn, cursor.connection.info.backend_pid)
@@ -208,7 +206,7 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
                 elif read is not None:
                     reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, read))
                 if time.monotonic() - looked > 2.0:
-                    reader.acknowledge(_report(conn, watch, stream, lease, join, at.slot, reader.idle_at))
+                    reader.acknowledge(_report(conn, watch, stream, lease, join, at.feed, reader.idle_at))
                     looked = time.monotonic()
 
 
@@ -218,6 +216,16 @@ def _watch(dsn: str) -> Connection:
         return db.connect(dsn, application="headrace watch", autocommit=True)
     except ServerError as error:
         raise SourceError(str(error), state="source_away") from error
+
+
+def _broken(stream: Stream, why: str) -> SlotError:
+    return SlotError(f"{why}; `headrace resync {stream.name}` closes the gap", state=why.split(":")[0])
+
+
+def _check_publication(watch: Connection, stream: Stream) -> None:
+    """Postgres 18 would stream on without a word, and the position would move past changes that were never sent."""
+    if problems := [f for f in source.check_publication(watch, stream) if not f.ok]:
+        raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems), state="publication")
 
 
 def _write(
@@ -286,9 +294,7 @@ def _move(
         conn,
         stream.name,
         join,
-        slot=at.slot,
-        system_identifier=at.system_identifier,
-        timeline=at.timeline,
+        at.feed,
         lsn=lsn,
         commit_time=commit_time,
         received_at=datetime.now(UTC),
@@ -298,20 +304,25 @@ def _move(
 
 
 def _report(
-    conn: Connection, watch: Connection, stream: Stream, lease: Lease, join: Join, slot_name: str, idle_at: str
+    conn: Connection, watch: Connection, stream: Stream, lease: Lease, join: Join, feed: source.Feed, idle_at: str
 ) -> str:
     """What people and other processes should know of this one.
 
     It also moves the position past WAL that holds nothing for the stream, so that an idle slot keeps none; gives the
     position that is durable now.
     """
-    slot = db.row(watch, "source_slot", {"slot": slot_name})
+    if why := source.publication_seam(watch, stream, feed):
+        _check_publication(watch, stream)
+        raise _broken(stream, why)
+    slot = db.row(watch, "source_slot", {"slot": feed.slot})
     with db.transaction(conn):
         lease.check(conn)
         rested = db.row(conn, "rest_position", {"stream": stream.name, "lsn": idle_at})
         assert rested is not None  # the position was there at the start
         if slot is not None:
-            db.run(conn, "report_slot", {"stream": stream.name, "slot_wal_bytes": slot[4], "safe_wal_bytes": slot[5]})
+            kept, safe = slot[4], stream.policy.max_slot_bytes - (slot[4] or 0)
+            safe = safe if slot[5] is None else min(safe, slot[5])
+            db.run(conn, "report_slot", {"stream": stream.name, "slot_wal_bytes": kept, "safe_wal_bytes": safe})
         params = {
             "stream": stream.name,
             "role": "intake",

@@ -19,9 +19,9 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import DivergedError
 from headrace.events import LogColumn
 from headrace.flow.progressive import EpochScore
+from headrace.live.witness import Witness
 from headrace.store import checkpoints, db, log, registry
 from headrace.store.checkpoints import EpochCost
 from headrace.store.leases import Lease
@@ -57,15 +57,19 @@ class Learner:
     caught_up: bool = False
     lease: Lease | None = None  # None: it stands by, and writes nothing
     live: Live = field(init=False)
-    _pending: list[tuple[EpochScore, EpochCost]] = field(default_factory=list)
-    _stored: int = 0  # newest epoch that is known to be stored as it was learned here
+    _pending: list[tuple[EpochScore, EpochCost]] = field(init=False)
+    _witness: Witness = field(init=False)
     _written: float = 0.0
     _cpu: float = field(default_factory=time.process_time)
     _rate: float = 0.0
     _through: datetime | None = None
 
     def __post_init__(self) -> None:
-        self.live = self.opened()
+        self._open()
+
+    def _open(self) -> None:
+        self.live, self._pending = self.opened(), []
+        self._witness = Witness(self.stream.name, self.live.version.version, self.live.engine.id)
 
     def begin(self, lease: Lease) -> None:
         """Write for the role from now on, after every epoch that its former holder made durable.
@@ -80,7 +84,7 @@ class Learner:
         self._compare()
         newest = db.row(self.conn, "checkpoint_seq", {"stream": self.stream.name, "version": lease.role})
         if self._pending or (newest is not None and newest[0] > self.live.progressive.seq):
-            self.live, self._pending = self.opened(), []
+            self._open()
         with db.transaction(self.conn):
             db.run(self.conn, "close_incidents", {"stream": self.stream.name, "role": lease.role})
         self.lease = lease
@@ -104,26 +108,9 @@ class Learner:
 
     def _compare(self) -> None:
         """Forget epochs that the holder has stored, if they are what was learned here."""
-        stream, version = self.stream.name, self.live.version.version
-        own = {score.epoch.epoch: score.digest for score, _ in self._pending}
-        if not own:
-            self.conn.commit()
-            return
-        after = max(self._stored, min(own) - 1)
-        rows = db.rows(self.conn, "digests_after", {"stream": stream, "version": version, "after": after})
+        self._witness.compare(self.conn)
         self.conn.commit()
-        for epoch, digest, engine in rows:
-            if epoch not in own:
-                break
-            if engine == self.live.engine.id and bytes(digest) != own[epoch]:
-                found, here = bytes(digest).hex()[:16], own[epoch].hex()[:16]
-                raise DivergedError(
-                    f"epoch {epoch} of {version} has digest {found} in the metrics and {here} here, on the same engine "
-                    f"{engine}: one of the two computed wrongly, `headrace rebuild {stream} {version}` tells which; this one "
-                    "stops"
-                )
-            self._stored = epoch
-        self._pending = [(score, cost) for score, cost in self._pending if score.epoch.epoch > self._stored]
+        self._pending = [(score, cost) for score, cost in self._pending if score.epoch.epoch > self._witness.stored]
 
     def step(self) -> bool:
         """Read and learn what the log has, one batch at most; False when there was nothing."""
@@ -139,6 +126,8 @@ class Learner:
         self.conn.commit()
         for score in scores:
             self._pending.append((score, self._cost()))
+            if self.lease is None:
+                self._witness.saw([score])
             self.live.learned += score.learned
             at_edge = position.epoch.number == score.epoch.epoch + 1
             if self.lease is not None and (at_edge or time.monotonic() - self._written > _CHECKPOINT_SECONDS):

@@ -40,6 +40,7 @@ from headrace.flow.pgtypes import FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
 from headrace.store.queries import all_queries, query
+from headrace.store.source import Feed
 
 _FOLLOW = 200_000  # entries that a join takes over at a time
 _KINDS = np.array([kind.name.lower() for kind in LabelKind], dtype=object)
@@ -54,11 +55,9 @@ class Position:
     watermark: datetime | None
     received_at: datetime | None
     epoch: Epoch
-    system_identifier: str
-    timeline: int
     consistent_lsn: str
-    slot: str
     commit_time: datetime | None
+    feed: Feed
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,12 @@ def position(conn: Connection, stream: str) -> Position | None:
         first,
         labels,
         epoch_watermark,
-        system,
-        timeline,
         consistent,
-        slot,
         commit,
+        *feed,
     ) = row
     epoch = Epoch(number, first, labels, None if epoch_watermark is None else micros(epoch_watermark))
-    return Position(seq, lsn, watermark, received, epoch, system, timeline, consistent, slot, commit)
+    return Position(seq, lsn, watermark, received, epoch, consistent, commit, Feed(*feed))
 
 
 def open_log(conn: Connection, stream: Stream, columns: Sequence[LogColumn]) -> tuple[Join, Appender]:
@@ -323,15 +320,18 @@ class Appender:
 
 
 def move(
-    conn: Connection, stream: str, join: Join, *, slot: str, system_identifier: str, timeline: int, lsn: str,
-    commit_time: datetime | None, received_at: datetime | None,
-) -> None:  # fmt: skip
+    conn: Connection,
+    stream: str,
+    join: Join,
+    feed: Feed,
+    lsn: str,
+    commit_time: datetime | None,
+    received_at: datetime | None,
+) -> None:
     """Move the stream's position to where the join stands, in the caller's transaction."""
     params = {
         "stream": stream,
-        "slot": slot,
-        "system_identifier": system_identifier,
-        "timeline": timeline,
+        **vars(feed),
         "lsn": lsn,
         "seq": join.seq,
         "epoch": join.epoch.number,

@@ -48,6 +48,16 @@ class System:
     lsn: str
 
 
+@dataclass(frozen=True)
+class Feed:
+    """What a log is read from."""
+
+    slot: str
+    system_identifier: str
+    timeline: int
+    publication: str  # what it is made of, as `publication_made` gives it
+
+
 def identifiers(table: str) -> sql.Identifier:
     """`schema.table` as an identifier."""
     return sql.Identifier(*table.split("."))
@@ -378,6 +388,16 @@ def check_publication(conn: Connection, stream: Stream) -> Iterator[Finding]:
         yield Finding(False, f"publication of {table}", found, remedy)
 
 
+def publication_made(conn: Connection, stream: Stream) -> str:
+    """Which catalog rows the stream's publication is made of.
+
+    While it lacked a table nothing of that table was sent, and no LSN tells: a publication whose rows are not those that
+    the log began with may have left something out.
+    """
+    row = db.row(conn, "source_publication_made", {"publication": stream.publication})
+    return "" if row is None else str(row[0])
+
+
 def _try_slot(dsn: str) -> Finding:
     try:
         with replication(dsn) as cursor:
@@ -466,6 +486,18 @@ def _create(cursor: ReplicationCursor, slot: str, *, temporary: bool = False) ->
     return row
 
 
+def give_up_slot(conn: Connection, slot: str) -> None:
+    """Drop a slot, whoever reads it.
+
+    Raises
+    ------
+    SlotError
+        When its reader came back in between: try again.
+    """
+    db.run(conn, "end_reader", {"slot": slot})
+    drop_slot(conn, slot)
+
+
 def drop_slot(conn: Connection, slot: str) -> None:
     """Drop a slot if it is there.
 
@@ -542,21 +574,22 @@ def start_after(
         time.sleep(0.005)
 
 
-def seam(conn: Connection, found: System, slot: str, lsn: str, cluster: tuple[str, int]) -> str | None:
+def seam(conn: Connection, found: System, stream: Stream, feed: Feed, lsn: str) -> str | None:
     """Why reading cannot go on from a position; None when it can.
 
     Parameters
     ----------
     conn, found
         The source, and which cluster it is.
-    slot, lsn, cluster
-        The slot, the position up to which everything is stored, and the (system identifier, timeline) that it is of.
+    feed, lsn
+        What the log was read from, and the position up to which everything is stored.
     """
-    if (found.identifier, found.timeline) != cluster:
+    if (found.identifier, found.timeline) != (feed.system_identifier, feed.timeline):
         return (
             f"another_source: the source is cluster {found.identifier}, timeline {found.timeline}; the log was filled from "
-            f"cluster {cluster[0]}, timeline {cluster[1]}: correct the connection if this is the wrong one"
+            f"cluster {feed.system_identifier}, timeline {feed.timeline}: correct the connection if this is the wrong one"
         )
+    slot = feed.slot
     row = db.row(conn, "source_slot", {"slot": slot})
     if row is None:
         return f"slot_missing: slot {slot!r} is gone at the source, but the log stands at {lsn}: changes since then are lost"
@@ -568,7 +601,17 @@ def seam(conn: Connection, found: System, slot: str, lsn: str, cluster: tuple[st
             f"platform_behind: slot {slot!r} confirmed {confirmed}, the log stands at {lsn}: was the platform restored from a "
             "backup? Postgres would skip what lies between"
         )
-    return None
+    return publication_seam(conn, stream, feed)
+
+
+def publication_seam(conn: Connection, stream: Stream, feed: Feed) -> str | None:
+    """Why a publication may have left something out since the log began to read it; None when it cannot have."""
+    if publication_made(conn, stream) == feed.publication:
+        return None
+    return (
+        f"publication_changed: publication {stream.publication!r} was changed or made anew since the log began to read it: "
+        "what was committed meanwhile may not have been sent"
+    )
 
 
 def lsn_text(lsn: int) -> str:

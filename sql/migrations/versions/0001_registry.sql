@@ -262,6 +262,7 @@ CREATE TABLE headrace.intake_positions (
     slot text NOT NULL,
     system_identifier text NOT NULL,
     timeline integer NOT NULL,
+    publication text NOT NULL,
     consistent_lsn pg_lsn NOT NULL,
     lsn pg_lsn NOT NULL,
     seq bigint NOT NULL,
@@ -276,6 +277,7 @@ CREATE TABLE headrace.intake_positions (
     safe_wal_bytes bigint,
     updated_at timestamptz NOT NULL DEFAULT now()
 );
+COMMENT ON COLUMN headrace.intake_positions.publication IS 'What the publication was made of when the log began, or at its last resync; another text means that it was changed since.';
 COMMENT ON COLUMN headrace.intake_positions.slot_wal_bytes IS 'WAL that the slot keeps at the source, as the intake last saw it.';
 COMMENT ON TABLE headrace.intake_positions IS 'How far the log goes: the source position (a Commit''s end_lsn, or later where nothing follows it) and seq, moved in the log''s own transaction.';
 
@@ -338,6 +340,20 @@ CREATE TABLE headrace.incidents (
     closed_at timestamptz
 );
 COMMENT ON TABLE headrace.incidents IS 'What went wrong, in a named state, with what repairs it.';
+
+-- Endpoints write nothing else, so that headrace_reader is all they need.
+CREATE FUNCTION headrace.report_endpoint(stream text, host text, problem text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = headrace, pg_temp AS $$
+    UPDATE incidents AS i SET closed_at = now()
+    WHERE i.stream = $1 AND i.role = 'serve on ' || $2 AND i.closed_at IS NULL AND $3 IS NULL;
+    INSERT INTO incidents (stream, role, state, message)
+    SELECT $1, 'serve on ' || $2, 'diverged', $3
+    WHERE $3 IS NOT NULL AND NOT EXISTS (
+        SELECT FROM incidents AS i WHERE i.stream = $1 AND i.role = 'serve on ' || $2 AND i.closed_at IS NULL);
+$$;
+REVOKE ALL ON FUNCTION headrace.report_endpoint FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION headrace.report_endpoint TO headrace_reader;
+COMMENT ON FUNCTION headrace.report_endpoint IS 'Opens the incident of an endpoint whose digests are not the learner''s, or closes it (NULL).';
 
 -- Privileges: the intake writes the log, learners their checkpoints and metrics, Airflow's tasks steer, people read.
 GRANT USAGE ON SCHEMA headrace TO headrace_intake, headrace_learner, headrace_steer, headrace_reader;
