@@ -30,9 +30,12 @@ WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
 UPDATE headrace.leases SET walsender_pid = %(walsender_pid)s
 WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
 
--- end_silent_holder: end the connection that has a role's lock, if its time is over
+-- last_renewal: when the holder of a role last said that it lives, and for how long that holds
+SELECT token, renewed_at, expires_at - renewed_at FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s AND NOT released;
+
+-- end_silent_holder: end the connection that has a role's lock, if its holder has not renewed since
 SELECT pg_terminate_backend(k.pid) FROM pg_locks AS k
-JOIN headrace.leases AS l ON l.stream = %(stream)s AND l.role = %(role)s AND l.expires_at < clock_timestamp()
+JOIN headrace.leases AS l ON l.stream = %(stream)s AND l.role = %(role)s AND l.token = %(token)s AND l.renewed_at = %(renewed_at)s
 WHERE k.locktype = 'advisory' AND k.granted AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND (k.classid::bigint << 32 | k.objid::bigint) = hashtextextended('headrace/' || l.stream || '/' || l.role, 0);
 
@@ -78,6 +81,9 @@ VALUES (%(stream)s, %(role)s, %(state)s, %(message)s, %(opened_at)s, now());
 
 -- report_endpoint: what is wrong with the answers of one machine; NULL when nothing is
 SELECT headrace.report_endpoint(%(stream)s, %(host)s, %(problem)s);
+
+-- close_state: one named state is over
+UPDATE headrace.incidents SET closed_at = now() WHERE stream = %(stream)s AND role = %(role)s AND state = %(state)s AND closed_at IS NULL;
 
 -- close_incidents: the worker is well again
 UPDATE headrace.incidents SET closed_at = now() WHERE stream = %(stream)s AND role = %(role)s AND closed_at IS NULL;

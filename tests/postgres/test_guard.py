@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import psycopg2
 import pytest
 
 from headrace.errors import SlotError
 from headrace.live.guard import Guard
+from headrace.store.embedded import EmbeddedPostgres
 
 _BOUND = 64 * 2**20
 
@@ -52,3 +56,36 @@ def test_a_slot_is_given_up_before_its_bound(registered: Any, origin: Any, caplo
     registered.follow(origin)
     assert registered.query("SELECT count(*) FROM small.events") == [(40,)]
     assert registered.query(open_incidents) == []
+
+
+def test_a_slot_that_postgres_gave_up(registered: Any, origin: Any, server: EmbeddedPostgres) -> None:
+    """The source's own bound: the WAL is gone."""
+    origin.add(*origin.rows(0, 30))
+    registered.import_history(origin)
+    with bounded(server, "32MB"):
+        write_wal(origin, 100)
+        origin.add(*origin.rows(30, 10))
+        with closing(psycopg2.connect(origin.dsn)) as conn, conn.cursor() as cursor:
+            conn.autocommit = True
+            cursor.execute("CHECKPOINT")
+        with pytest.raises(
+            SlotError, match=r"slot_lost: .* its WAL is gone; .* `headrace resync small` closes the gap"
+        ):
+            registered.follow(origin)
+        registered.resync(origin)
+    registered.follow(origin)
+    assert registered.query("SELECT count(*) FROM small.events") == [(40,)]
+    assert registered.query("SELECT split_part(why, ':', 1), events FROM metrics.gaps") == [("slot_lost", 10)]
+
+
+@contextmanager
+def bounded(server: EmbeddedPostgres, size: str) -> Iterator[None]:
+    with closing(psycopg2.connect(server.dsn("postgres"))) as conn, conn.cursor() as cursor:
+        conn.autocommit = True
+        cursor.execute("ALTER SYSTEM SET max_slot_wal_keep_size = %s", (size,))
+        cursor.execute("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            cursor.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+            cursor.execute("SELECT pg_reload_conf()")

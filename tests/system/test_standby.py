@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,74 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.system.workers import LEASE, Worker, wait_until
 from tests.system.wrong import LEARNS_THE_OPPOSITE
 
-from headrace.live.supervisor import PINNED
 from headrace.models.engine import engine
 from headrace.store import db, log, registry
 from headrace.store.state import open_version
-
-LEASE = 1.5  # seconds
-
-
-class Worker:
-    """One `headrace` process with its output."""
-
-    def __init__(self, folder: Path, environment: dict[str, str], *words: str, program: str | None = None) -> None:
-        self.log = folder / f"{'-'.join(words)}-{time.monotonic_ns()}.log"
-        start = ["-c", program] if program else ["-m", "headrace"]
-        with self.log.open("w") as output:
-            argv = [sys.executable, "-P", *start, *words]
-            self.process = subprocess.Popen(argv, env=environment, cwd=folder, stdout=output, stderr=output)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def says(self, text: str) -> bool:
-        return text in self.log.read_text()
-
-    def end(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.terminate()
-        return self.process.wait(20)
-
-
-@pytest.fixture
-def environment(registered: Any, origin: Any, definitions: Path, tmp_path: Path) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return inherited | {
-        "HEADRACE_DSN": registered.dsn,
-        "HEADRACE_CONN_SMALL_DB": origin.dsn,
-        "HEADRACE_HOME": str(tmp_path),
-        "HEADRACE_STREAMS": str(definitions),
-        "HEADRACE_LEASE_SECONDS": str(LEASE),
-        **PINNED,
-    }
-
-
-@pytest.fixture
-def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Worker]]:
-    """Start workers; all of them end with the test."""
-    made: list[Worker] = []
-
-    def one(*words: str, program: str | None = None) -> Worker:
-        made.append(Worker(tmp_path, environment, *words, program=program))
-        return made[-1]
-
-    yield one
-    for worker in made:
-        worker.end()
-
-
-def wait_until(true: Callable[[], Any], seconds: float, what: str) -> float:
-    """Wait for something; gives how long it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds, f"waited {seconds} s in vain: {what}"
-        time.sleep(0.002)
-    return time.monotonic() - began
 
 
 def held_by(registered: Any, role: str) -> int:
@@ -162,6 +99,24 @@ def test_a_holder_that_hangs_is_replaced_and_writes_nothing_any_more(
         assert not hanging.says("Traceback")
     assert registered.query("SELECT why FROM metrics.failovers") == [("silent",)]
     assert registered.query("SELECT count(*), count(DISTINCT key) FROM small.events") == [(80, 80)]
+
+
+@pytest.mark.parametrize("step", ["1 hour", "-1 hour"])
+def test_clocks_that_step_decide_nothing(registered: Any, origin: Any, start: Callable[..., Worker], step: str) -> None:
+    """The platform's clock is an hour off when the lease was renewed last: who lives keeps its role, who hangs loses it."""
+    registered.import_history(origin)
+    renewed = f"UPDATE headrace.leases SET renewed_at = renewed_at + '{step}', expires_at = expires_at + '{step}'"
+    with pair(registered, start, "intake", "intake", "small") as (first, second):
+        for n in range(20):
+            registered.query(renewed)
+            origin.add(*origin.rows(10 * n, 1))
+            time.sleep(LEASE / 10)
+        assert held_by(registered, "intake") == first.pid
+        first.process.send_signal(signal.SIGSTOP)
+        registered.query(renewed)
+        took = wait_until(lambda: held_by(registered, "intake") == second.pid, 10, "the standby took over")
+        assert took < LEASE + 1
+    assert registered.query("SELECT why FROM metrics.failovers") == [("silent",)]
 
 
 def test_a_clean_end_is_no_failover(registered: Any, origin: Any, start: Callable[..., Worker]) -> None:

@@ -95,8 +95,8 @@ def run(asked: argparse.Namespace, home: Path, began: float) -> bool:
         print("everything has arrived; the undisturbed reference reads the same WAL", flush=True)
         reference.make(stage, mark)
         found = audit(stage, changes)
-        unnamed = crashes.unnamed(stage.up_log, stage.logs, workers.sent)
-        return report.finish(asked.json, found, unnamed, changes, time.monotonic() - began)
+        unnamed = crashes.unnamed(stage.up_log, stage.logs, workers.sent) + crashes.lasting(stage)
+        return report.finish(asked.json, found, unnamed, crashes.states(stage), changes, time.monotonic() - began)
     finally:
         stage.close()
 

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from tests.torture.stage import PLATFORM, Stage
+
 _ENDED = re.compile(r"WARNING (\S+) ended with (-?\d+); .*?last words: (.*)")
 _TRACEBACK = "Traceback (most recent call last)"
 _SHOWN = 30  # lines of a traceback
@@ -34,6 +36,19 @@ def unnamed(up_log: Path, logs: Path, sent: Counter[int]) -> list[str]:
     for file in (up_log, *sorted(logs.glob("*.log*"))):
         found += [f"{file.name}: {text}" for text in _tracebacks(file.read_text(errors="replace"))]
     return found
+
+
+def states(stage: Stage) -> dict[str, int]:
+    """How often each named state was there, as SQL shows it."""
+    query = "SELECT state, count(*)::int FROM metrics.incidents GROUP BY 1 ORDER BY 1"
+    return dict(stage.platform.query(PLATFORM, query))
+
+
+def lasting(stage: Stage) -> list[str]:
+    """States that are still there when everybody works: whoever reads them is misled."""
+    query = "SELECT stream, role, state, message FROM metrics.incidents WHERE closed_at IS NULL"
+    rows = stage.platform.query(PLATFORM, query)
+    return [f"{role} of {stream} is still {state}: {message}" for stream, role, state, message in rows]
 
 
 def _tracebacks(text: str) -> list[str]:

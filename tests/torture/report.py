@@ -38,11 +38,14 @@ class Report:
             flush=True,
         )
 
-    def finish(self, file: Path, found: Findings, crashes: list[str], changes: int, seconds: float) -> bool:
+    def finish(
+        self, file: Path, found: Findings, crashes: list[str], states: dict[str, int], changes: int, seconds: float
+    ) -> bool:
         """Print the table and write the file; tells whether nothing is wrong."""
         print(f"\n{'kind':<16}{'times':>6}{'all work after, s: p50':>24}{'max':>8}")
         for kind, times in sorted(self.recoveries.items()):
             print(f"{kind:<16}{len(times):>6}{_quantile(times, 0.5):>24.1f}{max(times):>8.1f}")
+        print("states that were named: " + ", ".join(f"{state} {count}" for state, count in states.items()))
         for note in found.notes:
             print(f"FOUND  {note}")
         for crash in crashes:
@@ -57,6 +60,7 @@ class Report:
             "takeover_ms": _summary(self.takeovers["kill"]),
             "takeover_ms_stopped": _summary(self.takeovers["stop"]),
             "unnamed_crashes": len(crashes),
+            "states": states,
             "seconds": round(seconds),
         }
         print()

@@ -105,7 +105,7 @@ class Workers:
     def _learned(self, seqs: dict[str, int], since: float) -> bool:
         stale = self.stage.platform.query(
             PLATFORM,
-            "SELECT 1 FROM headrace.leases WHERE expires_at < now() OR renewed_at < to_timestamp(%s)",
+            "SELECT 1 FROM headrace.leases WHERE renewed_at < to_timestamp(%s)",
             since,
         )
         rows = self.stage.platform.query(

@@ -197,7 +197,9 @@ def _noted(dsn: str, conn: Connection, stream: str, role: str) -> Iterator[None]
     except LeaseError:
         raise
     except HeadraceError as error:
-        with suppress(ServerError), closing(db.connect(dsn, role="headrace_learner", autocommit=True)) as noting:
+        # When this cannot be told either, the next attempt tries again: the worker is started until it works.
+        told = suppress(ServerError, psycopg2.Error, MemoryError)
+        with told, closing(db.connect(dsn, role="headrace_learner", autocommit=True)) as noting:
             params = {"stream": stream, "role": role, "state": error.state, "message": str(error)}
             db.run(noting, "open_incident", params)
         raise

@@ -59,6 +59,7 @@ class Learner:
     live: Live = field(init=False)
     _pending: list[tuple[EpochScore, EpochCost]] = field(init=False)
     _witness: Witness = field(init=False)
+    _well: bool = False  # whether an epoch was learned here as the holder did
     _written: float = 0.0
     _cpu: float = field(default_factory=time.process_time)
     _rate: float = 0.0
@@ -108,7 +109,10 @@ class Learner:
 
     def _compare(self) -> None:
         """Forget epochs that the holder has stored, if they are what was learned here."""
-        self._witness.compare(self.conn)
+        if self._witness.compare(self.conn) and not self._well:
+            self._well = True
+            params = {"stream": self.stream.name, "role": self.live.version.version, "state": "diverged"}
+            db.run(self.conn, "close_state", params)
         self.conn.commit()
         self._pending = [(score, cost) for score, cost in self._pending if score.epoch.epoch > self._witness.stored]
 

@@ -21,7 +21,7 @@ from headrace.store.leases import Lease
 logger = logging.getLogger(__name__)
 
 _LOOK = 0.05  # seconds between two tries to take the role
-_SILENCE = 0.3  # seconds between two looks at the holder's lease
+_SILENCE = 0.2  # seconds between two looks at the holder's lease
 _REPORT = 1.0
 
 
@@ -50,6 +50,7 @@ def stand_by(
     conn.commit()
     logger.info("standing by for %s of stream %s", role, stream)
     me = {"stream": stream, "role": role, "holder": leases.holder()}
+    silence = leases.Silence(conn, dsn, stream, role, _SILENCE)
     reported, looked, silent, seq = 0.0, 0.0, False, 0
     try:
         while not stop() and seq >= 0:
@@ -61,7 +62,7 @@ def stand_by(
             before, seq = seq, follow()
             now = time.monotonic()
             if now - looked > _SILENCE:
-                silent, looked = leases.end_silent_holder(dsn, stream, role) or silent, now
+                silent, looked = silence.look() or silent, now
             if now - reported > _REPORT and seq >= 0:
                 with db.transaction(conn):
                     db.run(conn, "report_standby", {**me, "seq": seq})

@@ -42,6 +42,7 @@ class _Child:
     started: float
     deaths: int = 0
     restart_at: float | None = None
+    killed: bool = False
 
 
 class Supervisor:
@@ -100,6 +101,7 @@ class Supervisor:
                 pause = min(pause, _AWAY)
             child.restart_at = time.monotonic() + pause
             if code < 0:
+                child.killed = True
                 self._note_kill(name, child.argv, -code)
             logger.warning(
                 "%s ended with %d; it starts again in %g s; its last words: %s",
@@ -115,6 +117,9 @@ class Supervisor:
             if child.restart_at is not None and time.monotonic() >= child.restart_at:
                 self._tree.spawn(name, argv, env=self._environment, log=self._log(name), cwd=Path.cwd())
                 child.started, child.restart_at = time.monotonic(), None
+                if child.killed:
+                    child.killed = False
+                    self._note("close_state", child.argv, state="killed")
 
     def wanted(self) -> dict[str, tuple[str, ...]]:
         """Command lines of the processes that should run, by name."""
@@ -132,13 +137,15 @@ class Supervisor:
         return found
 
     def _note_kill(self, name: str, argv: Sequence[str], number: int) -> None:
-        """A process that was killed could not say so itself; the next one closes the incident."""
+        """A process that was killed could not say so itself."""
         by = signal.Signals(number).name
         why = ": was it out of memory?" if number == signal.SIGKILL else ""
+        self._note("open_incident", argv, state="killed", message=f"{name} was ended by {by}{why}")
+
+    def _note(self, query: str, argv: Sequence[str], **params: str) -> None:
         stream, role = argv[-2:] if argv[-3] == "learn" else (argv[-1], "intake")
-        params = {"stream": stream, "role": role, "state": "killed", "message": f"{name} was ended by {by}{why}"}
         with closing(db.connect(self._dsn, role="headrace_learner", autocommit=True)) as conn:
-            db.run(conn, "open_incident", params)
+            db.run(conn, query, {"stream": stream, "role": role, **params})
 
     def _was_away(self, since: datetime, message: str) -> None:
         """Nobody could say so while it lasted."""

@@ -2,8 +2,8 @@
 
 The holder's writing connection keeps an advisory lock, so a role is free the moment that connection ends; the token in
 `headrace.leases` fences out whoever lost the role without noticing. A holder renews its row from a thread of its own, so
-a long transaction does not look like silence and a stopped process does: once its time is over by the platform's clock,
-whoever waits ends the holder's connection and takes the role.
+a long transaction does not look like silence and a stopped process does: whoever waits and sees no renewal for the length
+of the lease ends the holder's connection and takes the role. No clock is compared with another one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -105,23 +105,52 @@ def try_take(conn: Connection, stream: str, role: str, length: timedelta, *, sil
     return Lease(stream, role, taken[0], length, None if before is None else before[2])
 
 
-def end_silent_holder(dsn: str, stream: str, role: str) -> bool:
-    """End the connection of a holder whose time is over; False when it is not, or when there is none.
+class Silence:
+    """Whether the holder of a role is silent, judged by looks and not by clocks, which step.
 
-    Raises
-    ------
-    LeaseError
-        When this user may not end that connection.
+    Parameters
+    ----------
+    conn
+        The platform's database.
+    dsn
+        The same, for a connection of one's own that may end another one.
+    pause
+        Seconds from look to look, at least.
     """
-    with closing(db.connect(dsn, application="headrace takeover", autocommit=True)) as conn:
-        try:
-            ended = db.row(conn, "end_silent_holder", {"stream": stream, "role": role})
-        except psycopg2.errors.InsufficientPrivilege as error:
-            raise LeaseError(
-                f"the holder of {role!r} of stream {stream!r} is silent, and its connection may not be ended by "
-                f"{db.describe(dsn)}: run both as one user, or GRANT pg_signal_backend"
-            ) from error
-    return ended is not None and bool(ended[0])
+
+    def __init__(self, conn: Connection, dsn: str, stream: str, role: str, pause: float) -> None:
+        self._conn, self._dsn, self._role, self._pause = conn, dsn, {"stream": stream, "role": role}, pause
+        self._seen: tuple[int, datetime] | None = None
+        self._same = 0  # looks that found nothing new
+
+    def look(self) -> bool:
+        """Look again; when the holder was silent for the length of its lease, end its connection, and say so.
+
+        Raises
+        ------
+        LeaseError
+            When this user may not end that connection.
+        """
+        row = db.row(self._conn, "last_renewal", self._role)
+        self._conn.commit()
+        if row is None or (row[0], row[1]) != self._seen:
+            self._seen, self._same = None if row is None else (row[0], row[1]), 0
+            return False
+        self._same += 1
+        if self._same * self._pause < row[2].total_seconds():
+            return False
+        return self._end({**self._role, "token": row[0], "renewed_at": row[1]})
+
+    def _end(self, known: dict[str, object]) -> bool:
+        with closing(db.connect(self._dsn, application="headrace takeover", autocommit=True)) as conn:
+            try:
+                ended = db.row(conn, "end_silent_holder", known)
+            except psycopg2.errors.InsufficientPrivilege as error:
+                raise LeaseError(
+                    f"the holder of {known['role']!r} of stream {known['stream']!r} is silent, and its connection may not be "
+                    f"ended by {db.describe(self._dsn)}: run both as one user, or GRANT pg_signal_backend"
+                ) from error
+        return ended is not None and bool(ended[0])
 
 
 @contextmanager

@@ -1,0 +1,154 @@
+"""What the machine does to a running stream: each fault ends in a named state that SQL shows, and the stream goes on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+import pytest
+from psycopg2 import sql
+from tests.system.workers import Worker, wait_until
+
+from headrace.store.embedded import EmbeddedPostgres
+
+_DISK = 48  # megabytes
+
+
+def administer(server: EmbeddedPostgres, statement: str, *names: str) -> None:
+    with closing(psycopg2.connect(server.dsn("postgres"))) as conn:
+        conn.autocommit = True
+        with conn.cursor() as cursor:
+            cursor.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+@pytest.fixture
+def small_disk(server: EmbeddedPostgres) -> Iterator[Path]:
+    """A tablespace on a disk of its own."""
+    with tempfile.TemporaryDirectory(prefix="headrace-disk-", dir="/tmp") as home:
+        Path(home).chmod(0o755)
+        mount = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={_DISK}m,mode=0755", "tmpfs", home], capture_output=True, check=False
+        )
+        if mount.returncode:
+            pytest.skip(f"this account may not mount a disk: {mount.stderr.decode().strip()}")
+        try:
+            disk = Path(home) / "postgres"
+            disk.mkdir()
+            owner = server.data.stat()
+            os.chown(disk, owner.st_uid, owner.st_gid)
+            administer(server, f"CREATE TABLESPACE small_disk LOCATION '{disk}'")
+            yield Path(home)
+            administer(server, "DROP TABLESPACE small_disk")
+        finally:
+            subprocess.run(["umount", "--lazy", home], check=False)
+
+
+@contextmanager
+def events_on(registered: Any, tablespace: str) -> Iterator[None]:
+    """The log's events lie in a tablespace for a while."""
+    ((partition,),) = registered.query(
+        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'small.events'::regclass"
+    )
+    registered.query(f"ALTER TABLE {partition} SET TABLESPACE {tablespace}")
+    yield
+    registered.query(f"ALTER TABLE {partition} SET TABLESPACE pg_default")
+
+
+def fill(disk: Path) -> Path:
+    """Leave nothing of a disk; gives the file that does."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12):
+            with suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    return filler
+
+
+def states(registered: Any, *, now: bool = True) -> list[tuple[str, str]]:
+    still = "WHERE closed_at IS NULL" if now else ""
+    rows = registered.query(f"SELECT role, state FROM metrics.incidents {still} ORDER BY opened_at")
+    return [(role, state) for role, state in rows]
+
+
+def events(registered: Any) -> int:
+    ((count,),) = registered.query("SELECT count(*) FROM small.events")
+    return int(count)
+
+
+def is_sound(registered: Any) -> None:
+    for counts in registered.accounting().values():
+        outcomes = ("events", "labels", "corrections", "held", "quarantined", "ignored")
+        assert counts["received"] == sum(counts[n] for n in outcomes)
+    assert registered.query("SELECT count(*) = count(DISTINCT key) FROM small.events") == [(True,)]
+
+
+def test_a_full_disk(registered: Any, origin: Any, start: Callable[..., Worker], small_disk: Path) -> None:
+    origin.add(*origin.rows(0, 50))
+    registered.import_history(origin)
+    with events_on(registered, "small_disk"):
+        up = start("up", "small")
+        wait_until(lambda: up.says("running small"), 30, "it runs")
+        filler = fill(small_disk)
+        origin.add(*origin.rows(50, 3_000))
+        wait_until(lambda: ("intake", "disk_full") in states(registered), 60, "the state has a name")
+        wait_until(lambda: up.says("a disk is full: could not extend file"), 30, "the log says it")
+        assert events(registered) == 50
+        filler.unlink()
+        wait_until(lambda: events(registered) == 3_050, 60, "it goes on by itself")
+        wait_until(lambda: not states(registered), 30, "all is well again")
+        is_sound(registered)
+        assert up.end() == 0
+    assert not up.says("Traceback")
+
+
+def learner(up: Worker, version: str) -> psutil.Process | None:
+    for process in psutil.Process(up.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if version in process.cmdline():
+                return process
+    return None
+
+
+def test_too_little_memory_for_a_learner(registered: Any, origin: Any, start: Callable[..., Worker]) -> None:
+    origin.add(*origin.rows(0, 50))
+    registered.import_history(origin)
+    up = start("up", "small")
+    live = "SELECT 1 FROM headrace.worker_progress WHERE role = 'small-1' AND phase = 'live'"
+    wait_until(lambda: registered.query(live), 60, "it learns")
+    process = learner(up, "small-1")
+    assert process is not None
+    process.rlimit(resource.RLIMIT_AS, (process.memory_info().vms + 4_000_000, resource.RLIM_INFINITY))
+    origin.add(*origin.rows(50, 30_000))
+    wait_until(lambda: ("small-1", "out_of_memory") in states(registered, now=False), 60, "the state has a name")
+    through = (
+        "SELECT done = (SELECT seq FROM headrace.intake_positions) FROM headrace.worker_progress WHERE role = 'small-1'"
+    )
+    wait_until(lambda: events(registered) == 30_050, 60, "the intake does not care")
+    wait_until(lambda: registered.query(through) == [(True,)], 60, "the next process goes on")
+    wait_until(lambda: not states(registered), 30, "all is well again")
+    assert up.end() == 0
+    assert not up.says("Traceback")
+
+
+def test_a_learner_that_the_kernel_kills(registered: Any, origin: Any, start: Callable[..., Worker]) -> None:
+    origin.add(*origin.rows(0, 50))
+    registered.import_history(origin)
+    up = start("up", "small")
+    live = "SELECT 1 FROM headrace.worker_progress WHERE role = 'small-1' AND phase = 'live'"
+    wait_until(lambda: registered.query(live), 60, "it learns")
+    process = learner(up, "small-1")
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    wait_until(lambda: ("small-1", "killed") in states(registered, now=False), 30, "the state has a name")
+    wait_until(lambda: not states(registered), 30, "all is well again")
+    assert up.says("learn-small-1 ended with -9; it starts again in 0.2 s")
