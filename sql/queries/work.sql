@@ -113,13 +113,15 @@ INSERT INTO headrace.artifacts (stream, version, sha256, content) VALUES (%(stre
 ON CONFLICT (stream, version, sha256) DO NOTHING;
 
 -- thin_artifacts: let go of arrays that no checkpoint of the version refers to any more
-DELETE FROM headrace.artifacts AS a WHERE stream = %(stream)s AND version = %(version)s AND NOT EXISTS (
-    SELECT FROM headrace.checkpoints AS c, jsonb_each_text(c.arrays) AS r
-    WHERE c.stream = a.stream AND c.version = a.version AND r.value = a.sha256);
+DELETE FROM headrace.artifacts WHERE stream = %(stream)s AND version = %(version)s AND sha256 NOT IN (
+    SELECT r.value FROM headrace.checkpoints AS c, jsonb_each_text(c.arrays) AS r
+    WHERE c.stream = %(stream)s AND c.version = %(version)s);
 
--- artifacts: large arrays by their hash
-SELECT sha256, content FROM headrace.artifacts
-WHERE stream = %(stream)s AND version = %(version)s AND sha256 = ANY (%(sha256)s);
+-- artifact: a large array by its hash
+SELECT content FROM headrace.artifacts WHERE stream = %(stream)s AND version = %(version)s AND sha256 = %(sha256)s;
+
+-- stored_artifacts: which large arrays are there already
+SELECT sha256 FROM headrace.artifacts WHERE stream = %(stream)s AND version = %(version)s AND sha256 = ANY (%(sha256)s);
 
 -- add_epoch_metrics: what a version did in an epoch
 INSERT INTO headrace.epoch_metrics (stream, version, epoch, seq_first, seq_last, labels, positives, loss_sum, loss_sq_sum, brier_sum,

@@ -60,6 +60,10 @@ class _Page:
     waits: NDArray[np.bool_]
     open: int
 
+    def readable(self) -> Mapping[str, NDArray[Any]]:
+        """Its columns, with the one that changes."""
+        return {**self.columns, "waits": self.waits}
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -82,7 +86,7 @@ class OpenEvents:
 
     def __init__(self, memo: int, means: int) -> None:
         self._widths = (memo, means)
-        self._pages: list[_Page] = []
+        self._have([])
         self._tail = _Grown()
         self._tail.extend(self._rows(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), None))
         self._tail_first = 0  # seq where its stretch begins
@@ -133,20 +137,19 @@ class OpenEvents:
 
     def seal(self, seq: int) -> None:
         """At an epoch's end: stretches of the log that are past become pages, and pages that wait no more go."""
+        pages = list(self._pages)
         while seq >= self._tail_first + PAGE:
             self._tail_first += PAGE
             past = int(np.searchsorted(self._tail["seq"], self._tail_first))
             if past:
-                self._pages.append(_sealed(self._tail.take(slice(past))))
+                pages.append(_sealed(self._tail.take(slice(past))))
                 later, self._tail = self._tail.take(slice(past, None)), _Grown()
                 self._tail.extend(later)
-        for page in self._pages:
+        for page in pages:
             page.open = int(np.count_nonzero(page.waits))
-        self._pages = [
-            _sealed({**page.columns, "waits": page.waits}) if 4 * page.open < len(page.waits) else page
-            for page in self._pages
-            if page.open
-        ]
+        self._have(
+            [_sealed({**p.readable()}) if 4 * p.open < len(p.waits) else p for p in pages if p.open],
+        )
 
     def seqs(self) -> Ints:
         """All of them, in order."""
@@ -164,14 +167,16 @@ class OpenEvents:
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take over what `save` gave."""
-        self._pages, self._tail_first = [], int(arrays["first"][0])
-        while f"{len(self._pages)}/seq" in arrays:
-            number = len(self._pages)
+        pages: list[_Page] = []
+        self._tail_first = int(arrays["first"][0])
+        while f"{len(pages)}/seq" in arrays:
+            number = len(pages)
             seqs = arrays[f"{number}/seq"]
             columns = self._rows(seqs, arrays[f"{number}/time"], None)
             columns |= {name: arrays[f"{number}/{name}"] for name in columns if f"{number}/{name}" in arrays}
             columns["waits"] = np.unpackbits(arrays[f"{number}/waits"], count=len(seqs)).astype(np.bool_)
-            self._pages.append(_sealed(columns, every=True))
+            pages.append(_sealed(columns, every=True))
+        self._have(pages)
         tail = self._rows(arrays["tail/seq"], arrays["tail/time"], None)
         self._tail = _Grown()
         self._tail.extend(tail | {name: arrays[f"tail/{name}"] for name in ("p", "memo", "means")})
@@ -179,20 +184,23 @@ class OpenEvents:
 
     def _find(self, seqs: Ints) -> list[tuple[Mapping[str, NDArray[Any]], NDArray[np.intp], NDArray[np.intp]]]:
         """(columns of a page, which of the seqs, their rows in it), for those that are in a page."""
-        pages: list[Any] = [{**page.columns, "waits": page.waits} for page in self._pages]
+        number = np.searchsorted(self._firsts, seqs, side="right") - 1
         if self._tail.size:
-            pages.append(self._tail)
-        firsts = np.array([page["seq"][0] for page in pages], dtype=np.int64)
-        number = np.searchsorted(firsts, seqs, side="right") - 1
+            number[seqs >= self._tail["seq"][0]] = len(self._pages)
         found = []
         for at in np.unique(number[number >= 0]).tolist():
+            page: Any = self._tail if at == len(self._pages) else self._pages[at].readable()
             index = np.flatnonzero(number == at)
-            rows = np.searchsorted(pages[at]["seq"], seqs[index])
-            there = rows < len(pages[at]["seq"])
+            rows = np.searchsorted(page["seq"], seqs[index])
+            there = rows < len(page["seq"])
             index, rows = index[there], rows[there]
-            same = pages[at]["seq"][rows] == seqs[index]
-            found.append((pages[at], index[same], rows[same]))
+            same = page["seq"][rows] == seqs[index]
+            found.append((page, index[same], rows[same]))
         return found
+
+    def _have(self, pages: list[_Page]) -> None:
+        self._pages = pages
+        self._firsts = np.array([page.columns["seq"][0] for page in pages], dtype=np.int64)
 
 
 def _sealed(columns: Arrays, *, every: bool = False) -> _Page:

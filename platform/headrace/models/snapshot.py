@@ -14,6 +14,7 @@ import io
 import json
 import pickle
 import struct
+import weakref
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -82,7 +83,32 @@ def parse(state: bytes) -> tuple[Arrays, dict[str, Any]]:
     return arrays, json.loads(body[8 : 8 + length])
 
 
-def state_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+class Digests:
+    """SHA-256 of arrays by dtype, shape and bytes; those that nobody can write are read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[NDArray[Any]], str]] = {}
+
+    def of(self, array: NDArray[Any]) -> str:
+        """Return the digest of one array, in hex."""
+        if array.flags.writeable or array.base is not None:
+            return _array_digest(array)
+        known = self._known.get(id(array))
+        if known is None or known[0]() is not array:
+            here = id(array)
+            known = weakref.ref(array, lambda _: self._known.pop(here, None)), _array_digest(array)
+            self._known[here] = known
+        return known[1]
+
+
+def _array_digest(array: NDArray[Any]) -> str:
+    little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    digest = hashlib.sha256(json.dumps([little.dtype.str, list(little.shape)]).encode())
+    digest.update(little.data)
+    return digest.hexdigest()
+
+
+def state_digest(arrays: Mapping[str, NDArray[Any]], digests: Digests | None = None) -> str:
     """Return the SHA-256, in hex, of arrays by name, dtype, shape and bytes, whatever their order in the mapping.
 
     Arrays that hold a pickle do not belong here: equal models may pickle to different bytes.
@@ -91,13 +117,9 @@ def state_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     >>> state_digest({"a": a, "b": b}) == state_digest({"b": b, "a": a}) != state_digest({"a": a})
     True
     """
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
-        little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-        digest.update(json.dumps([name, little.dtype.str, list(little.shape)]).encode())
-        digest.update(little.tobytes())
-    return digest.hexdigest()
+    digests = digests or Digests()
+    named = {name: digests.of(array) for name, array in arrays.items()}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def sign(model: object, key: bytes) -> bytes:

@@ -6,7 +6,6 @@ frozen booster is written once however many checkpoints refer to it. The caller 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,15 @@ from headrace.events import moment
 from headrace.flow.openevents import saved_seqs
 from headrace.flow.progressive import EpochScore
 from headrace.flow.scores import pack_histograms
-from headrace.models.snapshot import dump, parse, state_digest
+from headrace.models.snapshot import Digests, dump, parse, state_digest
 from headrace.store import db
 
 _LARGE = 64 * 1024
 _KEEP = 8  # newest checkpoints of a version that are kept, beside its first
 
 Arrays = Mapping[str, NDArray[Any]]
+
+_digests = Digests()  # pages of open events and frozen boosters are the same objects in every checkpoint
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,26 @@ class Checkpoint:
 
 def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -> int:
     """Store a checkpoint; gives its size in bytes."""
-    small, refs, written = {}, {}, 0
-    for name, array in checkpoint.arrays.items():
-        if array.nbytes < _LARGE:
-            small[name] = array
-            continue
-        content = dump({"array": array}, {})
-        refs[name] = hashlib.sha256(content).hexdigest()
-        written += len(content)
-        row = {"stream": stream, "version": version, "sha256": refs[name], "content": Binary(content)}
-        db.run(conn, "add_artifact", row)
-    state = dump(small, checkpoint.meta)
+    large = {name: array for name, array in checkpoint.arrays.items() if array.nbytes >= _LARGE}
+    refs = {name: _digests.of(array) for name, array in large.items()}
+    asked = {"stream": stream, "version": version, "sha256": list(refs.values())}
+    stored = {sha for (sha,) in db.rows(conn, "stored_artifacts", asked)}
+    written = 0
+    for name, array in large.items():
+        if refs[name] not in stored:
+            content = dump({"array": array}, {})
+            row = {"stream": stream, "version": version, "sha256": refs[name], "content": Binary(content)}
+            db.run(conn, "add_artifact", row)
+            stored.add(refs[name])
+            written += len(content)
+    state = dump({name: array for name, array in checkpoint.arrays.items() if name not in large}, checkpoint.meta)
     params = {
         "stream": stream,
         "version": version,
         "seq": checkpoint.seq,
         "epoch": checkpoint.epoch,
         "digest": Binary(checkpoint.digest),
-        "state_digest": Binary(bytes.fromhex(state_digest(_comparable(checkpoint.arrays)))),
+        "state_digest": Binary(bytes.fromhex(state_digest(_comparable(checkpoint.arrays), _digests))),
         "engine": checkpoint.engine,
         "arrays": json.dumps(refs),
         "state": Binary(state),
@@ -94,17 +97,13 @@ def last(conn: Connection, stream: str, version: str, *, until: int | None = Non
         return None
     seq, epoch, digest, engine, refs, state, learned = row
     arrays, meta = parse(bytes(state))
-    stored: dict[str, bytes] = dict(
-        db.rows(conn, "artifacts", {"stream": stream, "version": version, "sha256": list(refs.values())})
-        if refs
-        else []
-    )
-    for name, sha in refs.items():
-        if sha not in stored:
+    for name, sha in refs.items():  # one at a time: together they may be half a gigabyte
+        stored = db.row(conn, "artifact", {"stream": stream, "version": version, "sha256": sha})
+        if stored is None:
             raise SnapshotError(
                 f"checkpoint of {version} at seq {seq}: its array {name!r} ({sha[:12]}) is missing; rebuild it"
             )
-        arrays[name] = parse(bytes(stored[sha]))[0]["array"]
+        arrays[name] = parse(bytes(stored[0]))[0]["array"]
     return Checkpoint(seq, epoch, bytes(digest), engine, learned, arrays, meta)
 
 

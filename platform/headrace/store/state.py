@@ -93,6 +93,8 @@ def open_version(
     checkpoint = checkpoints.last(conn, stream.name, version.version, until=until)
     recipe = recipe_of(stream, version)
     artifact = None if checkpoint is None else checkpoint.arrays.get(ARTIFACT)
+    if artifact is not None:
+        artifact.setflags(write=False)
     live = assemble(stream, version, recipe, artifact, key, engine)
     if checkpoint is not None:
         live.progressive.restore(checkpoint.arrays, checkpoint.meta)
