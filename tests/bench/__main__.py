@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("flights",)
+NAMES = ("flights", "window")
 
 
 def main() -> int:

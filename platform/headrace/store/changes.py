@@ -24,7 +24,7 @@ from headrace.errors import SourceError
 from headrace.flow.pgoutput import DELETE, INSERT, UPDATE, Messages, Session, parse
 from headrace.store import source
 
-_CHUNK_BYTES = 8 * 1024 * 1024
+_CHUNK_BYTES = 4 * 1024 * 1024
 _COMMIT = ord("C")
 _QUIET_SECONDS = 2.0  # a slot that delivers nothing for so long has nothing more up to now
 _KINDS = {INSERT: "insert", UPDATE: "update", DELETE: "delete"}
