@@ -228,7 +228,7 @@ def test_an_event_is_refused_with_a_reason(row: tuple[Any, ...], name: str | Non
     if name is None:
         assert verdict == -1
     else:
-        found = gate.explain(rows, 1, verdict)
+        found = gate.explain(rows.contents(np.array([1]))[0], verdict)
         assert (found[0], found[2]) == (name, reason)
 
 

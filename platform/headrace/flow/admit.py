@@ -249,9 +249,10 @@ class Admission:
         for (first, _), rows in zip(self.groups, self._rows, strict=True):
             at = row - first
             if at < len(rows):
-                text = rows.as_text(key, at)
+                (content,) = rows.contents(np.array([at]))
+                text = content[key]
                 reason = f"{key} is {text!r}, which an event that waits for its label has already"
-                return Refusal(table, text, f"unique({key})", text, reason, _content(rows, at), commit)
+                return Refusal(table, text, f"unique({key})", text, reason, content, commit)
         raise AssertionError(f"row {row} is not of this stretch")
 
     def orphan(self, key: str, label: Held, commit: int) -> Refusal:
@@ -323,27 +324,17 @@ class Admission:
         if not len(rows):
             return np.zeros(0, dtype=np.int64)
         verdict = gate.check(rows, stretch.commit_time)
-        for row in np.flatnonzero(verdict >= 0).tolist():
-            expectation, found, reason = gate.explain(rows, row, int(verdict[row]))
-            refusal = Refusal(
-                relation,
-                rows.as_text(key, row),
-                expectation,
-                found,
-                reason,
-                _content(rows, row),
-                int(stretch.commit[row]),
-            )
-            self.refusals.append(refusal)
+        refused = np.flatnonzero(verdict >= 0)
+        broken = zip(verdict[refused].tolist(), stretch.commit[refused].tolist(), rows.contents(refused), strict=True)
+        for rule, commit, content in broken:
+            self.refusals.append(Refusal(relation, content[key], *gate.explain(content, rule), content, commit))
         return np.flatnonzero(verdict < 0)
 
     def _refuse(self, stretch: Stretch, index: NDArray[np.intp], relation: str, expectation: str, reason: str) -> None:
         rows = stretch.rows
         name = self.stream.source.key if relation == self.stream.source.table else self.stream.label_key
-        for row in index.tolist():
-            key = rows.as_text(name, row) if name in rows.columns and rows.columns[name][1] in SUPPORTED else None
-            content = _content(rows, row)
-            self.refusals.append(Refusal(relation, key, expectation, None, reason, content, int(stretch.commit[row])))
+        for commit, content in zip(stretch.commit[index].tolist(), rows.contents(index), strict=True):
+            self.refusals.append(Refusal(relation, content.get(name), expectation, None, reason, content, commit))
 
     def _label_parts(self, rows: Rows) -> tuple[NDArray[np.float64], Ints]:
         """(y, label time) of each row: NaN and `NO_TIME` where it has none."""
@@ -380,7 +371,3 @@ def _moved(stretch: Stretch, key: str) -> Mask:
     old, new = stretch.identity.cells.column(index), stretch.rows.cells.column(index)
     sent = (old.length >= 0) & (new.length >= 0)
     return np.array([s and old.bytes_at(i) != new.bytes_at(i) for i, s in enumerate(sent.tolist())], dtype=np.bool_)
-
-
-def _content(rows: Rows, row: int) -> dict[str, str | None]:
-    return {name: rows.as_text(name, row) for name, (_, oid) in rows.columns.items() if oid in SUPPORTED}

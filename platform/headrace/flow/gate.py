@@ -65,22 +65,31 @@ class Rows:
         unsent: Mask = self.cells.length[self.columns[name][0]] < NULL
         return unsent
 
-    def as_text(self, name: str, row: int) -> str | None:
-        """One value for people; None for NULL."""
-        index, oid = self.columns[name]
-        if self.cells.length[index, row] < NULL:
-            return "(unchanged, not sent)"
-        column = decode(self.cells.take(np.array([row])), index, oid)
-        if column.null[0]:
-            return None
-        value = column.values[0]
-        if SUPPORTED[self.columns[name][1]].kind in ("timestamp", "date"):
-            if value in (POSITIVE_INFINITY, NEGATIVE_INFINITY):
-                return "infinity" if value > 0 else "-infinity"
-            if EARLIEST <= value <= LATEST:
-                return moment(value).isoformat()
-            return f"{np.datetime64(int(value), 'us')}+00:00"  # beyond what datetime holds
-        return str(value)
+    def texts(self, name: str) -> list[str | None]:
+        """A column for people; None for NULL."""
+        unsent = self.unsent(name)
+        if unsent.any():
+            sent = iter(self.take(np.flatnonzero(~unsent)).texts(name))
+            return ["(unchanged, not sent)" if gone else next(sent) for gone in unsent.tolist()]
+        column, time = self[name], SUPPORTED[self.columns[name][1]].kind in ("timestamp", "date")
+        shown = map(_time_text if time else str, column.values.tolist())
+        return [None if null else text for null, text in zip(column.null.tolist(), shown, strict=True)]
+
+    def contents(self, index: NDArray[np.intp]) -> list[dict[str, str | None]]:
+        """Some rows for people, whole but for columns of types that cannot be read."""
+        rows = self.take(index)
+        names = [name for name, (_, oid) in self.columns.items() if oid in SUPPORTED]
+        if not names:
+            return [{} for _ in index]
+        return [dict(zip(names, row, strict=True)) for row in zip(*map(rows.texts, names), strict=True)]
+
+
+def _time_text(value: int) -> str:
+    if value in (POSITIVE_INFINITY, NEGATIVE_INFINITY):
+        return "infinity" if value > 0 else "-infinity"
+    if EARLIEST <= value <= LATEST:
+        return moment(value).isoformat()
+    return f"{np.datetime64(value, 'us')}+00:00"  # beyond what datetime holds
 
 
 @dataclass(frozen=True)
@@ -131,14 +140,14 @@ class Gate:
             verdict[(verdict < 0) & ahead] = index
         return verdict
 
-    def explain(self, rows: Rows, row: int, rule: int) -> tuple[str, str | None, str]:
-        """(expectation, value found, reason) for a refused row."""
+    def explain(self, content: Mapping[str, str | None], rule: int) -> tuple[str, str | None, str]:
+        """(expectation, value found, reason) for a refused row, given as `Rows.contents` does."""
         if rule >= len(self.rules):
             time = self._times[rule - len(self.rules)]
-            found, hours = rows.as_text(time, row), self._max_ahead / 3.6e9
+            found, hours = content[time], self._max_ahead / 3.6e9
             return "not_ahead", found, f"{time} is {found}, expected at most {hours:g} h after its commit"
         broken = self.rules[rule]
-        found = rows.as_text(broken.column, row)
+        found = content[broken.column]
         shown = "NULL" if found is None else repr(found[:80]) if len(found) > 80 else repr(found)
         return broken.name, found, f"{broken.column} is {shown}, expected {broken.expected}"
 

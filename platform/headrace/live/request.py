@@ -93,7 +93,7 @@ class RowReader:
         broken = int(self._gate.check(rows, np.array([now], dtype=np.int64))[0])
         if broken >= 0:
             field = self._gate.rules[broken].column if broken < len(self._gate.rules) else self._event_time
-            return [Violation(field, *self._gate.explain(rows, 0, broken))]
+            return [Violation(field, *self._gate.explain(rows.contents(np.zeros(1, dtype=np.intp))[0], broken))]
         columns = {c.name: plain(rows[c.source]) for c in self.columns}
         return EventRow(columns, int(rows[self._event_time].values[0]))
 
