@@ -25,6 +25,7 @@ from headrace.flow.pgoutput import DELETE, INSERT, UPDATE, Messages, Session, pa
 from headrace.store import source
 
 _CHUNK_BYTES = 4 * 1024 * 1024
+_CHUNK_MESSAGES = 25_000
 _COMMIT = ord("C")
 _QUIET_SECONDS = 2.0  # a slot that delivers nothing for so long has nothing more up to now
 _KINDS = {INSERT: "insert", UPDATE: "update", DELETE: "delete"}
@@ -83,8 +84,8 @@ class Reader:
         """
         deadline = time.monotonic() + wait
         size = 0
-        while size < _CHUNK_BYTES or not self._whole:
-            if size >= _CHUNK_BYTES:
+        while (more := size < _CHUNK_BYTES and len(self._payloads) < _CHUNK_MESSAGES) or not self._whole:
+            if not more:
                 size = self._spill()
             try:
                 message = self._cursor.read_message()
