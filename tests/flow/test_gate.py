@@ -79,7 +79,7 @@ def keeps(kind: str, value: Any, params: Mapping[str, Any], other: Any = None) -
         case "not_in_set":
             return value not in params["values"]
         case "regex":
-            return re.search(params["pattern"], value) is not None
+            return re.search(params["pattern"].replace("$", r"\Z"), value) is not None
         case "length":
             low, high = params["minimum"], params["maximum"]
             return (low is None or len(value) >= low) and (high is None or len(value) <= high)
@@ -142,6 +142,16 @@ def test_the_compiled_gate_agrees_with_a_plain_one(case: tuple[Expectation, int,
     verdict = Gate(compile_expectation(expectation), "t", 0).check(rows, np.full(n, NOW))
     expected = [0 if not keeps(expectation.kind, v, expectation.params, w) else -1 for v, w in pairs]
     assert verdict.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept"),
+    [("^AA$", ["AA"]), ("^A.A$", ["A\nA"]), (r"^\d$", ["7"]), ("[$]", ["$"]), (r"\$$", ["$"]), (r"^\w$", ["7"])],
+)
+def test_a_regular_expression_means_what_postgres_takes_it_for(pattern: str, kept: list[str]) -> None:
+    values = ["AA", "AA\n", "A\nA", "7", "٣", "$", "é"]
+    verdict = Gate(compile_expectation(expect.regex("v", pattern)), (), 0).check(rows_of({"v": (TEXT, values)}), NOW)
+    assert [v for v, broken in zip(values, verdict.tolist(), strict=True) if broken < 0] == kept
 
 
 @pytest.mark.parametrize("kind", [expect.label_rate(0.1, 0.2), expect.row_count(10), expect.unique("v")])

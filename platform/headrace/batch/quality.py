@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,7 +25,8 @@ from sqlalchemy import URL
 from headrace.definition.expect import UPDATE_KINDS, Expectation, finite, not_null
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError
-from headrace.store import db
+from headrace.flow.pgtypes import BOOL
+from headrace.store import db, registry
 from headrace.store.queries import all_queries
 
 _VARIABLE = "HEADRACE_QUALITY_URL"
@@ -88,9 +90,10 @@ def check(
         if row is None:
             raise BatchError(f"stream {stream.name!r} has no complete epoch yet: wait until its history is imported")
         seq_last = int(row[1])
+    types = {c.source: c.type_oid for c in registry.columns_of(conn, stream.name)}
     conn.commit()
     with _view(conn, stream, seq_first, seq_last) as view:
-        results = tuple(_validate(dsn, stream, view))
+        results = tuple(_validate(dsn, stream, view, types))
     with db.transaction(conn):
         for result in results:
             params = {
@@ -135,7 +138,7 @@ def _view(conn: Connection, stream: Stream, seq_first: int, seq_last: int) -> It
             cursor.execute(sql.SQL(all_queries()["drop_window"]).format(**parts))
 
 
-def _validate(dsn: str, stream: Stream, view: str) -> Iterator[Checked]:
+def _validate(dsn: str, stream: Stream, view: str, types: Mapping[str, int]) -> Iterator[Checked]:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     os.environ[_VARIABLE] = _url(
         dsn
@@ -148,7 +151,7 @@ def _validate(dsn: str, stream: Stream, view: str) -> Iterator[Checked]:
     source = context.data_sources.add_postgres("platform", connection_string="${" + _VARIABLE + "}")
     asset = source.add_table_asset("window", table_name=view, schema_name=stream.name)
     batch = asset.add_batch_definition_whole_table("all")
-    wanted = [(name, made) for expectation in _all(stream) for name, made in compiled(stream, expectation)]
+    wanted = [(name, made) for expectation in _all(stream, types) for name, made in compiled(stream, expectation)]
     for name, made in wanted:
         made.meta = {"name": name}
     suite = gx.ExpectationSuite(name=stream.name, expectations=[made for _, made in wanted])
@@ -176,9 +179,9 @@ def _checked(one: Any) -> Checked:
     )
 
 
-def _all(stream: Stream) -> list[Expectation]:
+def _all(stream: Stream, types: Mapping[str, int]) -> list[Expectation]:
     """The contract, with what every stream expects without being asked."""
-    numbers = stream.feature_columns("number")
+    numbers = [n for n in stream.feature_columns("number") if types[n] != BOOL]  # booleans compare with no number
     implied = [not_null(stream.source.key), not_null(stream.source.event_time), *(finite(n) for n in numbers)]
     declared = {(e.kind, column) for e in stream.contract for column in e.columns}
     asked = [e for e in stream.contract if e.kind not in UPDATE_KINDS]
@@ -192,7 +195,9 @@ def compiled(stream: Stream, expectation: Expectation) -> list[tuple[str, Any]]:
     columns = [stream.log_column(column) for column in expectation.columns]
     make: dict[str, Callable[[str], Any]] = {
         "not_null": lambda c: gxe.ExpectColumnValuesToNotBeNull(column=c),
-        "finite": lambda c: gxe.ExpectColumnValuesToBeBetween(column=c, min_value=-1.7e308, max_value=1.7e308),
+        "finite": lambda c: gxe.ExpectColumnValuesToBeBetween(
+            column=c, min_value=-sys.float_info.max, max_value=sys.float_info.max
+        ),
         "between": lambda c: gxe.ExpectColumnValuesToBeBetween(
             column=c, min_value=params["minimum"], max_value=params["maximum"]
         ),
@@ -226,5 +231,8 @@ def _url(dsn: str) -> str:
     """A libpq DSN as SQLAlchemy writes it, with its password."""
     parts = parse_dsn(dsn)
     database, user, password = parts.pop("dbname", None), parts.pop("user", None), parts.pop("password", None)
+    parts["options"] = (
+        f"{parts.get('options', '')} -c timezone=UTC".strip()
+    )  # dates and times compare as the gate has it
     url = URL.create("postgresql+psycopg2", user, password, database=database, query=parts)
     return url.render_as_string(hide_password=False)

@@ -183,7 +183,7 @@ class _Known:
         return np.array([w is not None and (self._join.remembers(w) or w in past) for w in wires], dtype=np.bool_)
 
     def _refused(self, rows: Rows, key: str, tables: Sequence[str]) -> NDArray[np.bool_]:
-        texts = rows.texts(key)
+        texts = rows.shown(key)
         params = {"relations": list(tables), "keys": [text for text in texts if text is not None]}
         found = {text for (text,) in db.rows(self._conn, "refused_keys", params, schema=self._stream.name)}
         return np.array([text in found for text in texts], dtype=np.bool_)

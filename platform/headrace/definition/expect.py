@@ -3,7 +3,8 @@
 The same declaration is compiled to a gate for single rows (`headrace.flow.gate`) and to a Great Expectations suite for
 windows of the log (`headrace.batch.quality`). Row-level kinds judge a row by itself and may quarantine it; window-level
 kinds judge many rows and stop what depends on a quality run. NULL satisfies every row-level kind but `not_null`, as it
-does in SQL and Great Expectations; NaN satisfies `not_null` and lies beyond every maximum.
+does in SQL and Great Expectations; NaN satisfies `not_null` and lies beyond every maximum. Numbers compare exactly,
+without rounding; a character(n) without its padding, but for regular expressions.
 """
 
 from __future__ import annotations
@@ -85,7 +86,11 @@ def not_in_set(column: str, values: set[str] | set[int]) -> Expectation:
 
 
 def regex(column: str, pattern: str) -> Expectation:
-    """The text matches the regular expression somewhere; anchor it with ^ and $ to match it whole."""
+    r"""The text matches the regular expression somewhere; anchor it with ^ and $ to match it whole.
+
+    As Postgres reads it: `$` is the very end, `.` any character, `\d`, `\w` and `\s` are ASCII's (in a database with
+    another locale than C Great Expectations may find more: write `[0-9]`).
+    """
     return Expectation("regex", (column,), {"pattern": pattern})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from headrace.definition.recipes import Recipe
 RESERVED_COLUMNS = frozenset(
     {"seq", "key", "event_time", "y", "kind", "label_time", "label_seq", "watermark", "rejected"}
 )
+_ODD_IN_POSTGRES = re.compile(r"\\[bBx]|\(\?P|\(\?[a-z]*m")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _RESERVED_STREAMS = ("headrace", "metrics", "public", "information_schema", "airflow")
 
@@ -244,6 +246,10 @@ def _contract(stream: Stream) -> Iterator[str]:
         low, high = expectation.params.get("minimum"), expectation.params.get("maximum")
         if low is not None and high is not None and low > high:
             yield f"contract: {expectation.name} has its minimum above its maximum"
+        if expectation.kind in ("between", "length") and low is None and high is None:
+            yield f"contract: {expectation.name} has neither a minimum nor a maximum"
+        if expectation.kind == "between" and not all(math.isfinite(b) for b in (low, high) if b is not None):
+            yield f"contract: {expectation.name}: expected finite numbers; leave a bound out, or add finite(...)"
         if expectation.kind == "label_rate" and not all(0 <= rate <= 1 for rate in expectation.params.values()):
             yield f"contract: {expectation.name}: expected rates between 0 and 1"
         if expectation.kind == "regex":
@@ -251,6 +257,8 @@ def _contract(stream: Stream) -> Iterator[str]:
                 re.compile(expectation.params["pattern"])
             except re.error as error:
                 yield f"contract: {expectation.name}: not a regular expression: {error}"
+            if odd := _ODD_IN_POSTGRES.search(expectation.params["pattern"].replace(r"\\", "")):
+                yield f"contract: {expectation.name}: Postgres reads {odd[0]} in another way than Python; write it without"
         if expectation.kind in ("regex", "length") and expectation.columns[0] in numbers:
             yield f"contract: {expectation.name} is for texts, {expectation.columns[0]!r} is a number"
         if expectation.kind in ("in_set", "not_in_set") and not expectation.params["values"]:

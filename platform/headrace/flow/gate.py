@@ -8,9 +8,13 @@ maximum. Window-level expectations (label rate, row count, unique) are the quali
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,8 @@ from headrace.definition.columns import Expression
 from headrace.definition.expect import Expectation
 from headrace.definition.stream import Stream
 from headrace.events import moment
-from headrace.flow.pgtypes import NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, Column, decode
+from headrace.flow.exact import DIGITS, coarse, exact, numeric_text
+from headrace.flow.pgtypes import BPCHAR, NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, Column, decode
 from headrace.flow.wire import NULL, Cells
 
 Mask = NDArray[np.bool_]
@@ -65,15 +70,52 @@ class Rows:
         unsent: Mask = self.cells.length[self.columns[name][0]] < NULL
         return unsent
 
+    def kind(self, name: str) -> str:
+        """How a column's type is decoded."""
+        return SUPPORTED[self.columns[name][1]].kind
+
     def texts(self, name: str) -> list[str | None]:
+        """Texts as SQL compares them: a character(n) without its padding."""
+        values: list[str | None] = self[name].values.tolist()
+        return [v and v.rstrip(" ") for v in values] if self.columns[name][1] == BPCHAR else values
+
+    def coarse(self, name: str) -> Mask:
+        """Where decoding may have rounded."""
+        index, oid = self.columns[name]
+        return coarse(self.cells.column(index), self[name], oid)
+
+    def exact(self, name: str, row: int) -> Any:
+        """One number or time that is not NULL, unrounded."""
+        index, oid = self.columns[name]
+        return exact(self.cells.column(index), row, oid)
+
+    def against(self, name: str, number: float) -> NDArray[np.int8]:
+        """-1, 0 or 1 for values below, at or above a number, as SQL has it: exactly, and NaN above all."""
+        values, written = self[name].values, Decimal(repr(number))
+        if self.kind(name) == "int" and written.is_finite():  # integers, however large, compare as such
+            low, high = math.floor(written), math.ceil(written)
+            sign: NDArray[np.int8] = (values > low).astype(np.int8) - (values < high)
+            return sign
+        sign = ((values > float(number)) | np.isnan(values)).astype(np.int8) - (values < float(number))
+        if self.kind(name) == "numeric":
+            rounded = len(written.normalize().as_tuple().digits) > DIGITS or self.coarse(name)
+            for row in np.flatnonzero((sign == 0) & ~self[name].null & rounded).tolist():
+                value = self.exact(name, row)
+                sign[row] = int(value > written) - int(value < written)
+        return sign
+
+    def shown(self, name: str) -> list[str | None]:
         """A column for people; None for NULL."""
-        unsent = self.unsent(name)
+        unsent, kind = self.unsent(name), self.kind(name)
         if unsent.any():
-            sent = iter(self.take(np.flatnonzero(~unsent)).texts(name))
+            sent = iter(self.take(np.flatnonzero(~unsent)).shown(name))
             return ["(unchanged, not sent)" if gone else next(sent) for gone in unsent.tolist()]
-        column, time = self[name], SUPPORTED[self.columns[name][1]].kind in ("timestamp", "date")
-        shown = map(_time_text if time else str, column.values.tolist())
-        return [None if null else text for null, text in zip(column.null.tolist(), shown, strict=True)]
+        column = self[name]
+        if kind == "numeric":  # whole, as it was written
+            fields = self.cells.column(self.columns[name][0])
+            return [None if null else numeric_text(fields, row) for row, null in enumerate(column.null.tolist())]
+        texts = map(_time_text if kind in ("timestamp", "date") else str, column.values.tolist())
+        return [None if null else text for null, text in zip(column.null.tolist(), texts, strict=True)]
 
     def contents(self, index: NDArray[np.intp]) -> list[dict[str, str | None]]:
         """Some rows for people, whole but for columns of types that cannot be read."""
@@ -81,7 +123,7 @@ class Rows:
         names = [name for name, (_, oid) in self.columns.items() if oid in SUPPORTED]
         if not names:
             return [{} for _ in index]
-        return [dict(zip(names, row, strict=True)) for row in zip(*map(rows.texts, names), strict=True)]
+        return [dict(zip(names, row, strict=True)) for row in zip(*map(rows.shown, names), strict=True)]
 
 
 def _time_text(value: int) -> str:
@@ -262,19 +304,18 @@ def compile_expectation(expectation: Expectation) -> list[Rule]:
         case "less_than":
             return [_less_than(name, *expectation.columns)]
     column = expectation.columns[0]
-    check: Callable[[Column], Mask]
     match expectation.kind:
         case "between":
-            check, expected = _between(params["minimum"], params["maximum"])
+            check, expected = _between(column, params["minimum"], params["maximum"])
         case "in_set" | "not_in_set":
-            check, expected = _membership(frozenset(params["values"]), inside=expectation.kind == "in_set")
+            check, expected = _membership(column, params["values"], inside=expectation.kind == "in_set")
         case "regex":
-            check, expected = _regex(params["pattern"])
+            check, expected = _regex(column, params["pattern"])
         case "length":
-            check, expected = _length(params["minimum"], params["maximum"])
+            check, expected = _length(column, params["minimum"], params["maximum"])
         case _:
             raise ValueError(f"{expectation.kind} judges windows, not rows")
-    return [Rule(name, column, expected, lambda rows: ~rows[column].null & check(rows[column]))]
+    return [Rule(name, column, expected, lambda rows: ~rows[column].null & check(rows))]
 
 
 def _not_null(column: str) -> Rule:
@@ -282,9 +323,11 @@ def _not_null(column: str) -> Rule:
 
 
 def _finite(column: str) -> Rule:
+    check, _ = _between(column, -sys.float_info.max, sys.float_info.max)
+
     def broken(rows: Rows) -> Mask:
-        values, null = rows[column].values, rows[column].null
-        return ~null & ~np.isfinite(values) if values.dtype == np.float64 else np.zeros(len(null), dtype=np.bool_)
+        null = rows[column].null
+        return ~null & check(rows) if rows.kind(column) in ("float", "numeric") else np.zeros(len(null), dtype=np.bool_)
 
     return Rule(f"finite({column})", column, "a finite number", broken)
 
@@ -303,51 +346,82 @@ def _less_than(name: str, column: str, other: str) -> Rule:
     def broken(rows: Rows) -> Mask:
         a, b = rows[column], rows[other]
         mask: Mask = ~a.null & ~b.null
-        left, right = a.values[mask], b.values[mask]
-        fine = left < right
-        if right.dtype == np.float64:  # NaN lies beyond every number
-            fine = fine | (np.isnan(right) & ~np.isnan(left.astype(np.float64)))
-        mask[mask] = ~fine.astype(np.bool_)
+        kinds = {rows.kind(column), rows.kind(other)}
+        if kinds <= {"text", "char"}:
+            pairs = zip(mask.tolist(), rows.texts(column), rows.texts(other), strict=True)
+            return np.array([both and not left < right for both, left, right in pairs], dtype=np.bool_)  # type: ignore[operator]
+        fine: Mask = a.values < b.values
+        if b.values.dtype == np.float64:  # NaN lies beyond every number
+            fine |= np.isnan(b.values) & ~np.isnan(a.values.astype(np.float64))
+        if kinds <= {"int", "numeric"} or kinds <= {"timestamp", "date"}:
+            rounded = (a.values == b.values) & (rows.coarse(column) | rows.coarse(other))
+            for row in np.flatnonzero(mask & rounded).tolist():
+                fine[row] = rows.exact(column, row) < rows.exact(other, row)
+        mask &= ~fine
         return mask
 
     return Rule(name, column, f"less than {other}", broken)
 
 
-def _between(minimum: float | None, maximum: float | None) -> tuple[Callable[[Column], Mask], str]:
-    def broken(column: Column) -> Mask:
-        values = column.values.astype(np.float64)
-        out: Mask = np.zeros(len(values), dtype=np.bool_)
+def _between(column: str, minimum: float | None, maximum: float | None) -> tuple[Callable[[Rows], Mask], str]:
+    def broken(rows: Rows) -> Mask:
+        out: Mask = np.zeros(len(rows), dtype=np.bool_)
         if minimum is not None:
-            out |= values < minimum
+            out |= rows.against(column, float(minimum)) < 0
         if maximum is not None:
-            out |= (values > maximum) | np.isnan(values)
+            out |= rows.against(column, float(maximum)) > 0
         return out
 
     low = "-infinity" if minimum is None else minimum
     return broken, f"between {low} and {'infinity' if maximum is None else maximum}"
 
 
-def _membership(values: frozenset[Any], *, inside: bool) -> tuple[Callable[[Column], Mask], str]:
-    listed = ", ".join(sorted(map(str, values)))
-    return (
-        lambda column: np.array([(v in values) != inside for v in column.values.tolist()], dtype=np.bool_),
-        f"{'one of' if inside else 'none of'} {listed}",
-    )
+def _membership(column: str, values: Sequence[Any], *, inside: bool) -> tuple[Callable[[Rows], Mask], str]:
+    members = frozenset(values)
+    unpadded = frozenset(v.rstrip(" ") if isinstance(v, str) else v for v in values)
+    uuids = frozenset(_written_as_uuid(values))
+
+    def broken(rows: Rows) -> Mask:
+        kind = rows.kind(column)
+        if kind in ("float", "numeric"):
+            found: Mask = np.zeros(len(rows), dtype=np.bool_)
+            for value in members:
+                found |= rows.against(column, value) == 0
+            return ~found if inside else found
+        known = uuids if kind == "uuid" else unpadded if rows.columns[column][1] == BPCHAR else members
+        return np.array([(v in known) != inside for v in rows.texts(column)], dtype=np.bool_)
+
+    return broken, f"{'one of' if inside else 'none of'} {', '.join(sorted(map(str, members)))}"
 
 
-def _regex(pattern: str) -> tuple[Callable[[Column], Mask], str]:
-    search = re.compile(pattern).search
+def _written_as_uuid(values: Iterable[Any]) -> Iterable[str]:
+    for value in values:
+        try:
+            yield str(uuid.UUID(str(value)))
+        except ValueError:
+            yield str(value)
+
+
+_END = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
+
+
+def _regex(column: str, pattern: str) -> tuple[Callable[[Rows], Mask], str]:
+    # As Postgres reads it: $ is the very end, . any character, and classes are ASCII's.
+    only_end = _END.sub(lambda found: r"\Z" if found[0] == "$" else found[0], pattern)
+    search = re.compile(only_end, re.ASCII | re.DOTALL).search
     return (
-        lambda column: np.array([v is not None and search(v) is None for v in column.values.tolist()], dtype=np.bool_),
+        lambda rows: np.array(
+            [v is not None and search(v) is None for v in rows[column].values.tolist()], dtype=np.bool_
+        ),
         f"a text that matches {pattern}",
     )
 
 
-def _length(minimum: int | None, maximum: int | None) -> tuple[Callable[[Column], Mask], str]:
+def _length(column: str, minimum: int | None, maximum: int | None) -> tuple[Callable[[Rows], Mask], str]:
     low, high = minimum or 0, float("inf") if maximum is None else maximum
     return (
-        lambda column: np.array(
-            [v is not None and not low <= len(v) <= high for v in column.values.tolist()], dtype=np.bool_
+        lambda rows: np.array(
+            [v is not None and not low <= len(v) <= high for v in rows.texts(column)], dtype=np.bool_
         ),
         f"{low} to {'any number of' if maximum is None else maximum} characters",
     )

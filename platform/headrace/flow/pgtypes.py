@@ -259,16 +259,16 @@ _UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SHAPES: dict[Kind, re.Pattern[bytes]] = {"int": _NUMBER, "float": _NUMBER, "numeric": _NUMBER, "uuid": _UUID}
 
 
-def _time_from_text(text: str) -> int:
+def time_from_text(text: str) -> float:
     """Microseconds since the Unix epoch from a time in ISO DateStyle; without an offset it counts as UTC.
 
     Examples
     --------
-    >>> _time_from_text("1970-01-01 01:00:00.5+01"), _time_from_text("infinity") == POSITIVE_INFINITY
-    (500000, True)
+    >>> time_from_text("1970-01-01 01:00:00.5+01"), time_from_text("infinity")
+    (500000, inf)
     """
     if text in ("infinity", "-infinity"):
-        return POSITIVE_INFINITY if text == "infinity" else NEGATIVE_INFINITY
+        return float(text)
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(text)
@@ -277,8 +277,18 @@ def _time_from_text(text: str) -> int:
     seconds = int(hour or 0) * 3600 + int(minute or 0) * 60 + int(second or 0)
     ahead = sum(int(part or 0) * unit for part, unit in zip(offset, (3600, 60, 1), strict=True))
     seconds -= -ahead if sign == "-" else ahead
-    micros = days * DAY + seconds * 1_000_000 + int((fraction or "").ljust(6, "0"))
-    return min(max(micros, NEGATIVE_INFINITY), POSITIVE_INFINITY)
+    return days * DAY + seconds * 1_000_000 + int((fraction or "").ljust(6, "0"))
+
+
+def _bounded_time(text: str) -> int:
+    found = time_from_text(text)
+    return (
+        int(found)
+        if NEGATIVE_INFINITY < found < POSITIVE_INFINITY
+        else POSITIVE_INFINITY
+        if found > 0
+        else NEGATIVE_INFINITY
+    )
 
 
 def _bool_from_text(text: str) -> bool:
@@ -297,8 +307,8 @@ def _from_text(pg: PgType) -> Callable[[str], Any]:
         "float": _real_from_text if pg.oid == FLOAT4 else float,
         "numeric": float,
         "bool": _bool_from_text,
-        "timestamp": _time_from_text,
-        "date": _time_from_text,
+        "timestamp": _bounded_time,
+        "date": _bounded_time,
     }
     return parsers.get(pg.kind, str)
 

@@ -255,7 +255,7 @@ def _needed_kinds(stream: Stream) -> Iterator[tuple[str, str, str, str]]:
                 yield (
                     events,
                     column,
-                    "a text or uuid" if isinstance(values[0], str) else "a number or a boolean",
+                    "a text or uuid" if isinstance(values[0], str) else "a number",
                     remedy,
                 )
     remedy, constant = f"correct label.value, which is {label.value}", label.value.constant
