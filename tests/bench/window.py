@@ -173,7 +173,7 @@ def _on_stage(measure: Callable[[Bench, Told], None], events: int) -> dict[str, 
     result: dict[str, float] = {}
 
     def told(name: str, value: float) -> None:
-        result[name] = round(value, 1)
+        result[name] = round(float(value), 1)
         print(f"{name:<40} {value:>12,.1f}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="headrace-window-", dir="/tmp") as folder:

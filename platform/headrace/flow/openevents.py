@@ -54,11 +54,12 @@ class _Grown:
 
 @dataclass
 class _Page:
-    """Events of one stretch of the log that waited when it was sealed; `waits` alone changes."""
+    """Events of one stretch of the log; `waits` alone changes."""
 
     columns: Arrays
     waits: NDArray[np.bool_]
-    open: int
+    whole: bool = True  # those that wait no more were not dropped yet
+    open: int = 0  # at the last epoch's end
 
     def readable(self) -> Mapping[str, NDArray[Any]]:
         """Its columns, with the one that changes."""
@@ -108,6 +109,21 @@ class OpenEvents:
         self._tail.extend(self._rows(seqs, times, means))
         self.count += len(seqs)
 
+    def turn(self, seq: int) -> None:
+        """The log was read up to here: stretches of it that are past become pages."""
+        if seq < self._tail_first + PAGE:
+            return
+        pages, taken = list(self._pages), 0
+        while seq >= self._tail_first + PAGE:
+            self._tail_first += PAGE
+            past = int(np.searchsorted(self._tail["seq"], self._tail_first))
+            if past > taken:
+                pages.append(_page(self._tail.take(slice(taken, past))))
+                taken = past
+        later, self._tail = self._tail.take(slice(taken, None)), _Grown()
+        self._tail.extend(later)
+        self._have(pages)
+
     def answer(self, first: int, p: NDArray[np.float64], memo: NDArray[np.float64]) -> None:
         """What the model says of the events from the one with seq `first` on, which entered lately."""
         at = int(np.searchsorted(self._tail["seq"], first))
@@ -136,20 +152,12 @@ class OpenEvents:
         self.count -= len(seqs)
 
     def seal(self, seq: int) -> None:
-        """At an epoch's end: stretches of the log that are past become pages, and pages that wait no more go."""
-        pages = list(self._pages)
-        while seq >= self._tail_first + PAGE:
-            self._tail_first += PAGE
-            past = int(np.searchsorted(self._tail["seq"], self._tail_first))
-            if past:
-                pages.append(_sealed(self._tail.take(slice(past))))
-                later, self._tail = self._tail.take(slice(past, None)), _Grown()
-                self._tail.extend(later)
-        for page in pages:
+        """At an epoch's end, where batches do not show: of new pages, and of those with few left, drop what waits no more."""
+        self.turn(seq)
+        for page in self._pages:
             page.open = int(np.count_nonzero(page.waits))
-        self._have(
-            [_sealed({**p.readable()}) if 4 * p.open < len(p.waits) else p for p in pages if p.open],
-        )
+        left = [page for page in self._pages if page.open]
+        self._have([_swept(page) if page.whole or 4 * page.open < len(page.waits) else page for page in left])
 
     def seqs(self) -> Ints:
         """All of them, in order."""
@@ -175,7 +183,7 @@ class OpenEvents:
             columns = self._rows(seqs, arrays[f"{number}/time"], None)
             columns |= {name: arrays[f"{number}/{name}"] for name in columns if f"{number}/{name}" in arrays}
             columns["waits"] = np.unpackbits(arrays[f"{number}/waits"], count=len(seqs)).astype(np.bool_)
-            pages.append(_sealed(columns, every=True))
+            pages.append(_page(columns, whole=False))
         self._have(pages)
         tail = self._rows(arrays["tail/seq"], arrays["tail/time"], None)
         self._tail = _Grown()
@@ -203,14 +211,18 @@ class OpenEvents:
         self._firsts = np.array([page.columns["seq"][0] for page in pages], dtype=np.int64)
 
 
-def _sealed(columns: Arrays, *, every: bool = False) -> _Page:
-    """A page of the rows that wait, or of every row."""
+def _page(columns: Arrays, *, whole: bool = True) -> _Page:
     waits = columns.pop("waits")
-    rows = np.ones(len(waits), dtype=np.bool_) if every else waits
-    kept = {name: values[rows] for name, values in columns.items()}
-    for values in kept.values():
+    for values in columns.values():
         values.setflags(write=False)
-    return _Page(kept, waits[rows].copy(), int(np.count_nonzero(waits)))
+    return _Page(columns, waits, whole)
+
+
+def _swept(page: _Page) -> _Page:
+    """A page of the events that wait."""
+    swept = _page({name: values[page.waits] for name, values in page.readable().items()}, whole=False)
+    swept.open = page.open
+    return swept
 
 
 class Recent:

@@ -192,6 +192,7 @@ class Progressive:
             yield self._end_epoch(epoch)
         self._pass(batch, slice(event, None), slice(label, None))
         self.seq = batch.seq_last
+        self._open.turn(self.seq)
 
     def predict(self, log: Columns, clock: Ints) -> Floats:
         """Probabilities for n rows of log columns as `apply` would give them next; nothing changes."""
