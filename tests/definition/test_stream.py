@@ -110,6 +110,11 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
         lambda s: replace(s, policy=replace(s.policy, max_slot_bytes=10**6)),
         "policy.max_slot_bytes: found 1,000,000, expected at least 67,108,864",
     ),
+    (
+        lambda s: replace(s, policy=replace(s.policy, keep=timedelta(days=2, hours=6))),
+        "policy.keep: found 2 days, 6:00:00, expected more than the label window and two seasons, 2 days, 6:00:00",
+    ),
+    (lambda s: replace(s, policy=replace(s.policy, keep_bytes=0)), "policy.keep_bytes: found 0, expected a positive"),
 ]
 
 
@@ -230,6 +235,7 @@ HASHED: list[Callable[[Stream], Stream]] = [
 NOT_HASHED: list[Callable[[Stream], Stream]] = [
     lambda s: replace(s, challengers=[]),
     lambda s: replace(s, policy=replace(s.policy, min_gain=0.1, compare_every=timedelta(days=3))),
+    lambda s: replace(s, policy=replace(s.policy, keep=timedelta(days=9), keep_bytes=10**9)),
 ]
 
 

@@ -74,6 +74,8 @@ class Policy:
     epoch_labels: int = 500  # labels of an epoch at most
     epoch_time: timedelta = timedelta(days=1)  # stream time of an epoch at most
     max_slot_bytes: int = 20_000_000_000  # of WAL that the slot may keep at the source; before that it is given up
+    keep: timedelta | None = None  # age, in stream time, at which a whole partition of the log may go; None keeps all
+    keep_bytes: int | None = None  # size of the log's tables beyond which its oldest partitions may go; None: no bound
 
 
 @dataclass(frozen=True)
@@ -305,3 +307,11 @@ def _policy(stream: Stream) -> Iterator[str]:
             f"policy.max_slot_bytes: found {policy.max_slot_bytes:,}, expected at least {_LEAST_SLOT:,}: a slot that is read "
             "all the time keeps a few WAL segments"
         )
+    needed = stream.label.window + 2 * policy.season  # a comparison, and a probation, see two seasons of labelled events
+    if policy.keep is not None and policy.keep <= needed:
+        yield (
+            f"policy.keep: found {policy.keep}, expected more than the label window and two seasons, {needed}: a comparison "
+            "and a probation need as much"
+        )
+    if policy.keep_bytes is not None and policy.keep_bytes <= 0:
+        yield f"policy.keep_bytes: found {policy.keep_bytes}, expected a positive number of bytes"
