@@ -41,6 +41,10 @@ class ServerError(HeadraceError):
     exit_code = 3
 
 
+class ForgottenError(ServerError):
+    """Entries that a reader needs next were dropped by retention; a newer checkpoint does not need them."""
+
+
 class SourceError(ServerError):
     """The source database is not ready: a privilege, setting, table, column or replica identity is missing."""
 

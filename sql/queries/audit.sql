@@ -14,6 +14,15 @@ GROUP BY s.origin;
 SELECT origin, received, events, labels, corrections, held, quarantined, ignored, timeouts, doubled FROM headrace.accounting
 WHERE stream = %(stream)s ORDER BY origin;
 
+-- audit_dropped: entries that retention dropped, by what they were and where they came from
+SELECT o.origin, sum((o.counts ->> 'events')::bigint)::bigint, sum((o.counts ->> 'observed')::bigint)::bigint,
+    sum((o.counts ->> 'timeouts')::bigint)::bigint, sum((o.counts ->> 'corrections')::bigint)::bigint
+FROM headrace.retention AS r, jsonb_each(r.counts) AS o(origin, counts) WHERE r.stream = %(stream)s GROUP BY o.origin;
+
+-- audit_gone: labels that epochs count and the log has no more, dropped or erased
+SELECT coalesce((SELECT sum(labelled) FROM headrace.retention WHERE stream = %(stream)s), 0)::bigint
+    + coalesce((SELECT sum(labelled) FROM headrace.erasures WHERE stream = %(stream)s), 0)::bigint;
+
 -- audit_kept: rows that wait or were refused
 SELECT (SELECT count(*) FROM {schema}.held), (SELECT count(*) FROM {schema}.quarantine);
 
@@ -26,10 +35,10 @@ FROM (SELECT seq FROM {schema}.events UNION ALL SELECT seq FROM {schema}.labels)
 
 -- audit_segments: whether segments cover the log without gap or overlap
 SELECT count(*), count(*) FILTER (WHERE seq_first <> before + 1), max(seq_last), sum(seq_last - seq_first + 1)
-FROM (SELECT seq_first, seq_last, lag(seq_last, 1, 0::bigint) OVER (ORDER BY seq_first) AS before FROM {schema}.segments) AS s;
+FROM (SELECT seq_first, seq_last, lag(seq_last, 1, %(dropped)s::bigint) OVER (ORDER BY seq_first) AS before FROM {schema}.segments) AS s;
 
 -- audit_labels: labels that answer nothing, come before their event, or answer it twice
-SELECT count(*), count(*) FILTER (WHERE e.seq IS NULL), count(*) FILTER (WHERE l.seq <= l.event_seq),
+SELECT count(*), count(*) FILTER (WHERE e.seq IS NULL AND l.event_seq > %(dropped)s), count(*) FILTER (WHERE l.seq <= l.event_seq),
     (SELECT count(*) FROM (SELECT event_seq FROM {schema}.labels WHERE kind <> 'correction' GROUP BY event_seq HAVING count(*) > 1) AS twice)
 FROM {schema}.labels AS l LEFT JOIN {schema}.events AS e ON e.seq = l.event_seq;
 

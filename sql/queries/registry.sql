@@ -112,11 +112,11 @@ WHERE stream = %(stream)s AND epoch BETWEEN %(first)s AND %(last)s ORDER BY epoc
 -- label_rate: share of positive labels up to a seq
 SELECT avg(y) FROM {schema}.labels WHERE kind <> 'correction' AND y IS NOT NULL AND seq <= %(upto)s;
 
--- create_window: a view of a range of the log, for Great Expectations
+-- create_window: a view of a range of the log, without what was erased, for Great Expectations
 CREATE VIEW {schema}.{view} AS
 SELECT e.*, l.y FROM {schema}.events AS e
 LEFT JOIN {schema}.labels AS l ON l.event_seq = e.seq AND l.kind <> 'correction' AND l.seq <= {last}
-WHERE e.seq BETWEEN {first} AND {last};
+WHERE e.seq BETWEEN {first} AND {last} AND e.key IS NOT NULL;
 
 -- drop_window: the view is done with
 DROP VIEW {schema}.{view};

@@ -1,6 +1,8 @@
--- log_begins: time of the oldest event that the log has; NULL when it has all from the start
-SELECT event_time FROM {schema}.events WHERE seq > 1 AND NOT EXISTS (SELECT FROM {schema}.segments WHERE seq_first = 1)
-ORDER BY seq LIMIT 1;
+-- log_forgot: latest time of the events that retention dropped; NULL when the log has all from the start
+SELECT max(event_time_last) FROM headrace.retention WHERE stream = %(stream)s;
+
+-- erased_keys: hashes of the keys that were erased
+SELECT key_sha256 FROM headrace.erasures WHERE stream = %(stream)s;
 
 -- refused_keys: keys that the quarantine has
 SELECT DISTINCT key FROM {schema}.quarantine WHERE relation = ANY (%(relations)s) AND key = ANY (%(keys)s);

@@ -103,10 +103,17 @@ INSERT INTO headrace.checkpoints (stream, version, seq, epoch, digest, state_dig
 VALUES (%(stream)s, %(version)s, %(seq)s, %(epoch)s, %(digest)s, %(state_digest)s, %(engine)s, %(arrays)s, %(state)s, %(learned)s,
     %(bytes)s);
 
--- thin_checkpoints: keep a version's first checkpoint and its newest ones
-DELETE FROM headrace.checkpoints AS c WHERE stream = %(stream)s AND version = %(version)s
-    AND seq NOT IN (SELECT seq FROM headrace.checkpoints WHERE stream = %(stream)s AND version = %(version)s ORDER BY seq DESC LIMIT %(keep)s)
-    AND seq > (SELECT min(seq) FROM headrace.checkpoints WHERE stream = %(stream)s AND version = %(version)s);
+-- thin_checkpoints: keep a version's newest checkpoints, one per hour of a day, one per day of 30, and its base
+WITH judged AS (
+    SELECT c.seq, row_number() OVER (ORDER BY c.seq DESC) <= %(keep)s
+        OR c.created_at > now() - interval '1 day' AND row_number() OVER (PARTITION BY date_trunc('hour', c.created_at) ORDER BY c.seq) = 1
+        OR c.created_at > now() - interval '30 days' AND row_number() OVER (PARTITION BY date_trunc('day', c.created_at) ORDER BY c.seq) = 1
+        OR v.rebuildable AND c.seq < v.first_seq AS stays
+    FROM headrace.checkpoints AS c JOIN headrace.versions AS v USING (stream, version)
+    WHERE c.stream = %(stream)s AND c.version = %(version)s
+)
+DELETE FROM headrace.checkpoints AS c USING judged
+WHERE c.stream = %(stream)s AND c.version = %(version)s AND c.seq = judged.seq AND NOT judged.stays;
 
 -- add_artifact: a large array, once
 INSERT INTO headrace.artifacts (stream, version, sha256, content) VALUES (%(stream)s, %(version)s, %(sha256)s, %(content)s)

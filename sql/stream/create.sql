@@ -8,7 +8,7 @@ CREATE TABLE {schema}.events (
     {columns},
     PRIMARY KEY (seq)
 ) PARTITION BY RANGE (seq);
-COMMENT ON TABLE {schema}.events IS 'Entries of the training log that ask for a prediction, with their features as known then.';
+COMMENT ON TABLE {schema}.events IS 'Entries of the training log that ask for a prediction, with their features as known then. An erased one has no key.';
 
 CREATE TABLE {schema}.labels (
     seq bigint NOT NULL,

@@ -1,6 +1,7 @@
 CREATE OR REPLACE VIEW metrics.versions AS
 SELECT v.stream, v.version, v.recipe, v.status, v.first_seq, v.evidence_seq, (v.heldout ->> 'log_loss')::double precision AS heldout_log_loss,
-    v.code_sha, v.engine ->> 'id' AS engine, v.definition_hash, v.rebuildable, v.dag_run_id, v.created_at
+    v.code_sha, v.engine ->> 'id' AS engine, v.definition_hash, v.rebuildable, v.dag_run_id, v.created_at,
+    v.why_not_rebuildable
 FROM headrace.versions AS v;
 COMMENT ON VIEW metrics.versions IS 'Every version ever registered: what it is made of and whether it can be rebuilt from the retained log.';
 COMMENT ON COLUMN metrics.versions.stream IS 'Name of the stream.';
@@ -13,6 +14,7 @@ COMMENT ON COLUMN metrics.versions.heldout_log_loss IS 'Log loss on the held-out
 COMMENT ON COLUMN metrics.versions.code_sha IS 'Hash of headrace''s own code when it was registered.';
 COMMENT ON COLUMN metrics.versions.engine IS 'Short hash of code, library versions and CPU features: digests compare within one engine.';
 COMMENT ON COLUMN metrics.versions.definition_hash IS 'Hash of the stream definition it was made for.';
-COMMENT ON COLUMN metrics.versions.rebuildable IS 'Whether the log still holds every entry that it learned from.';
+COMMENT ON COLUMN metrics.versions.rebuildable IS 'Whether the log still holds every entry that it learned from, as it was.';
 COMMENT ON COLUMN metrics.versions.dag_run_id IS 'The Airflow run that made it; NULL outside Airflow.';
 COMMENT ON COLUMN metrics.versions.created_at IS 'When it was registered.';
+COMMENT ON COLUMN metrics.versions.why_not_rebuildable IS 'What of the log retention dropped or an erasure blanked; NULL while it is rebuildable.';

@@ -15,7 +15,7 @@ LEFT JOIN {schema}.labels AS l ON l.event_seq = e.seq AND l.kind <> 'correction'
 LEFT JOIN (SELECT event_seq, count(*) AS corrections FROM {schema}.labels WHERE kind = 'correction' GROUP BY event_seq) AS c
     ON c.event_seq = e.seq
 GROUP BY (e.event_time AT TIME ZONE 'UTC')::date;
-COMMENT ON VIEW metrics.label_delay IS 'How long labels take, by day of their events.';
+COMMENT ON VIEW metrics.label_delay IS 'How long labels take, by day of their events, as far back as the log is kept.';
 COMMENT ON COLUMN metrics.label_delay.stream IS 'Name of the stream.';
 COMMENT ON COLUMN metrics.label_delay.day IS 'Day of the events, UTC.';
 COMMENT ON COLUMN metrics.label_delay.events IS 'Events of the day.';

@@ -181,7 +181,8 @@ def test_a_refused_event_takes_its_label_with_it(payments: Payments) -> None:
         ("1", "orphan"),
     ]
     assert payments.refused()[1][2] == (
-        "no event with payment_id '1' came within the label window of 2 days, 0:00:00, expected one: was it refused?"
+        "no event with payment_id '1' came within the label window of 2 days, 0:00:00, expected one: was it refused, or "
+        "dropped by retention?"
     )
     assert payments.query("SELECT count(*) FROM payments.held") == [(0,)]
 

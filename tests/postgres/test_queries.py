@@ -35,6 +35,7 @@ PARTS: dict[str, sql.Composable] = {
     "before": sql.Literal(10),
     "remembered": sql.Literal(5),
     "seqs": sql.SQL("'{1,2}'::bigint[]"),
+    "features": sql.SQL(", colour = NULL"),
 }
 SOURCE_PARTS = {
     "table": sql.Identifier("public", "visits"),
@@ -45,6 +46,8 @@ SOURCE_PARTS = {
 NEEDS = {
     "attach_partition": ["create_partition"],
     "index_closed_partition": ["create_partition"],
+    "detach_partition": ["create_partition", "attach_partition"],
+    "drop_partition": ["create_partition"],
     "drop_window": ["create_window"],
     "write_resync_keys": ["make_resync_keys"],
     "labels_gone": ["make_resync_keys"],
@@ -73,7 +76,7 @@ def try_out(cursor: Any, text: str) -> None:
         cursor.execute(f"PREPARE tried AS {numbered(match[1])}")
     elif text.startswith("COPY"):
         cursor.copy_expert(text, io.BytesIO(b"" if "text" in text else bytes(HEADER) + bytes(TRAILER)))
-    elif text.split()[0] in ("CREATE", "ALTER", "DROP"):
+    elif text.split()[0] in ("CREATE", "ALTER", "DROP", "LOCK"):
         cursor.execute(text)
     else:
         cursor.execute(f"PREPARE tried AS {numbered(text)}")

@@ -1,7 +1,8 @@
 """The audit behind `headrace check`: every invariant that tables can show, with the counts it was checked on.
 
-It only reads. An invariant that does not hold is named with what was found and what was expected; the log, the metrics
-and the registry stay as they are. Where the source can be reached, its own row counts are held against the log.
+It only reads. What retention dropped counts as it was when it was dropped. An invariant that does not hold is named with
+what was found and what was expected; the log, the metrics and the registry stay as they are. Where the source can be
+reached, its own row counts are held against the log.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def audit(
             f"stream {stream.name!r} has no log yet: its history is still being imported, or `headrace up` never ran"
         )
     checks = (_conservation, _dense, _labels, _learned, _epochs, _serving, _positions)
-    found = [check(conn, stream.name, at) for check in checks]
+    with log.kept_whole(conn, stream.name):
+        found = [check(conn, stream.name, at) for check in checks]
     if ledger is not None:
         found.append(_ledger(conn, stream, at, ledger))
     if source_dsn is not None:
@@ -77,7 +79,8 @@ def audit(
 def _conservation(conn: Connection, stream: str, at: log.Position) -> Invariant:
     inv = Invariant("conservation", "every change received is logged, held, quarantined or a counted no-op")
     in_log: dict[str, list[int]] = {}
-    for origin, *counts in db.rows(conn, "audit_log_counts", schema=stream):
+    dropped = db.rows(conn, "audit_dropped", {"stream": stream})
+    for origin, *counts in [*db.rows(conn, "audit_log_counts", schema=stream), *dropped]:
         in_log[origin] = [a + b for a, b in zip(in_log.get(origin, [0] * 4), counts, strict=True)]
     held = quarantined = 0
     for origin, received, events, labels, corrections, h, q, ignored, timeouts, _ in db.rows(
@@ -101,20 +104,23 @@ def _conservation(conn: Connection, stream: str, at: log.Position) -> Invariant:
     inv.expect(row[0] == held, f"the accounting has {held} held labels, the table {row[0]}")
     inv.expect(row[1] == quarantined, f"the accounting has {quarantined} quarantined rows, the table {row[1]}")
     inv.counts |= {"held": held, "quarantined": quarantined}
+    if dropped:
+        inv.counts["dropped"] = sum(sum(counts) for _, *counts in dropped)
     return inv
 
 
 def _dense(conn: Connection, stream: str, at: log.Position) -> Invariant:
     inv = Invariant("seq_dense", "the log's entries are numbered without gap or repeat, up to its position")
+    gone = log.dropped_through(conn, stream)
     entries, distinct, low, high = db.row(conn, "audit_seq", schema=stream) or (0, 0, 0, 0)
-    inv.counts = {"entries": entries, "position": at.seq}
+    inv.counts = {"entries": entries, "position": at.seq} | ({"dropped": gone} if gone else {})
     inv.expect(entries == distinct, f"{entries - distinct} seqs are used twice")
     inv.expect(
-        not entries or (low, high, distinct) == (1, high, high),
-        f"{distinct} entries lie between {low} and {high}, expected 1 to {distinct}",
+        not entries or (low, high, distinct) == (gone + 1, high, high - gone),
+        f"{distinct} entries lie between {low} and {high}, expected {gone + 1} to {gone + distinct}",
     )
     inv.expect((high or 0) == at.seq, f"the log ends at {high}, its position says {at.seq}")
-    segments, broken, last, covered = db.row(conn, "audit_segments", schema=stream) or (0, 0, 0, 0)
+    segments, broken, last, covered = db.row(conn, "audit_segments", {"dropped": gone}, schema=stream) or (0, 0, 0, 0)
     inv.counts["segments"] = segments
     inv.expect(broken == 0, f"{broken} segments do not follow the one before")
     inv.expect(
@@ -126,7 +132,8 @@ def _dense(conn: Connection, stream: str, at: log.Position) -> Invariant:
 
 def _labels(conn: Connection, stream: str, at: log.Position) -> Invariant:
     inv = Invariant("labelled_once", "each event is labelled at most once for decisions, after it came")
-    labels, orphans, early, twice = db.row(conn, "audit_labels", schema=stream) or (0, 0, 0, 0)
+    gone = {"dropped": log.dropped_through(conn, stream)}
+    labels, orphans, early, twice = db.row(conn, "audit_labels", gone, schema=stream) or (0, 0, 0, 0)
     inv.counts = {"labels": labels}
     inv.expect(orphans == 0, f"{orphans} labels answer an event that is not in the log")
     inv.expect(early == 0, f"{early} labels stand before their event")
@@ -168,9 +175,12 @@ def _epochs(conn: Connection, stream: str, at: log.Position) -> Invariant:
         0,
         0,
     )
+    there += (db.row(conn, "audit_gone", {"stream": stream}) or (0,))[0]
     inv.counts = {"epochs": epochs, "labels": int(labels or 0)}
     inv.expect(broken == 0, f"{broken} epochs do not follow the one before")
-    inv.expect(labels == there or not epochs, f"epochs count {labels} labels, the log has {there} up to seq {last}")
+    inv.expect(
+        labels == there or not epochs, f"epochs count {labels} labels, the log has, or had, {there} up to seq {last}"
+    )
     inv.expect(
         at.epoch.seq_first == (last or 0) + 1,
         f"the open epoch starts at {at.epoch.seq_first}, the last one ended at {last}",

@@ -109,7 +109,7 @@ class _Collector:
 
 
 def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], recipe: Recipe, seq_last: int) -> Window:
-    """The log from its start to an epoch's end, as training data.
+    """The log, from where it begins by now, to an epoch's end, as training data.
 
     Raises
     ------
@@ -125,15 +125,15 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
     encoder = Encoder(stream)
     means = TargetMeans(encoder.mean_keys, rate) if recipe.target_means else None
     collector = _Collector()
-    pass_over = Progressive(collector, encoder, means, (), 1, GENESIS)
+    at = dropped = log.dropped_through(conn, stream.name)
+    pass_over = Progressive(collector, encoder, means, (), at + 1, GENESIS)
     parts: list[dict[str, NDArray[Any]]] = []
-    at = 0
     while at < seq_last:
         batch, scores = read_on(conn, stream.name, columns, pass_over, min(at + _BATCH, seq_last))
         conn.commit()
         for _ in scores:
             pass
-        known = (batch.label_kind != LabelKind.CORRECTION) & ~np.isnan(batch.y)
+        known = (batch.label_kind != LabelKind.CORRECTION) & ~np.isnan(batch.y) & (batch.label_event > dropped)
         parts.append(
             {
                 "event_seq": batch.event_seq,
@@ -217,33 +217,34 @@ def bootstrap(
             raise BatchError(f"no epoch of {stream.name!r} ends at or before seq {seq_last}")
         epoch, cut = epochs[-1][0], epochs[-1][2]
     conn.commit()
-    window = collect(conn, stream, columns, recipe, cut)
-    trained, heldout = _fit(conn, stream, recipe, key, window, cut, threads)
-    artifact = np.frombuffer(trained.ensemble.dump(), dtype=np.uint8)
-    model = fresh(recipe, key=key, artifact=artifact.tobytes())
-    late = stream.label.on_late
-    progressive = Progressive(model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late)
-    opened = log.recall(conn, stream.name, columns, window.open_seq).events
-    clock = window.event_clock[np.searchsorted(window.event_seq, window.open_seq)]
-    progressive.adopt(window.open_seq, window.open_means, opened, clock)
-    with db.transaction(conn):
-        version = registry.add_version(
-            conn,
-            stream,
-            recipe,
-            engine,
-            first_seq=cut + 1,
-            evidence_seq=cut + 1,
-            status="candidate",
-            heldout=heldout,
-            dag_run_id=dag_run_id,
-        )
-        live = Live(registry.version(conn, stream.name, version), progressive, artifact, 0, engine)
-        checkpoints.write(conn, stream.name, version, live.checkpoint(epoch))
-        curves = zip(trained.curve_train, trained.curve_valid, strict=True)
-        for iteration, (loss_train, loss_heldout) in enumerate(curves, start=1):
-            point = {"iteration": iteration, "loss_train": float(loss_train), "loss_heldout": float(loss_heldout)}
-            db.run(conn, "add_curve", {"stream": stream.name, "version": version, **point})
+    with log.kept_whole(conn, stream.name):
+        window = collect(conn, stream, columns, recipe, cut)
+        trained, heldout = _fit(conn, stream, recipe, key, window, cut, threads)
+        artifact = np.frombuffer(trained.ensemble.dump(), dtype=np.uint8)
+        model = fresh(recipe, key=key, artifact=artifact.tobytes())
+        late = stream.label.on_late
+        progressive = Progressive(model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late)
+        opened = log.recall(conn, stream.name, columns, window.open_seq).events
+        clock = window.event_clock[np.searchsorted(window.event_seq, window.open_seq)]
+        progressive.adopt(window.open_seq, window.open_means, opened, clock)
+        with db.transaction(conn):
+            version = registry.add_version(
+                conn,
+                stream,
+                recipe,
+                engine,
+                first_seq=cut + 1,
+                evidence_seq=cut + 1,
+                status="candidate",
+                heldout=heldout,
+                dag_run_id=dag_run_id,
+            )
+            live = Live(registry.version(conn, stream.name, version), progressive, artifact, 0, engine)
+            checkpoints.write(conn, stream.name, version, live.checkpoint(epoch))
+            curves = zip(trained.curve_train, trained.curve_valid, strict=True)
+            for iteration, (loss_train, loss_heldout) in enumerate(curves, start=1):
+                point = {"iteration": iteration, "loss_train": float(loss_train), "loss_heldout": float(loss_heldout)}
+                db.run(conn, "add_curve", {"stream": stream.name, "version": version, **point})
     passes, sentence = judge(version, heldout)
     return Candidate(
         version, recipe.name, cut + 1, trained.best_trees, heldout, passes, sentence, time.monotonic() - began

@@ -26,7 +26,7 @@ from headrace.definition.expect import UPDATE_KINDS, Expectation, finite, not_nu
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError
 from headrace.flow.pgtypes import BOOL
-from headrace.store import db, registry
+from headrace.store import db, log, registry
 from headrace.store.queries import all_queries
 
 _VARIABLE = "HEADRACE_QUALITY_URL"
@@ -78,7 +78,7 @@ def check(
     run_id
         Who asks: an Airflow run's id.
     seq_first, seq_last
-        The window; up to the newest complete epoch when not given.
+        The window, of what the log still has; up to the newest complete epoch when not given.
 
     Raises
     ------
@@ -91,8 +91,9 @@ def check(
             raise BatchError(f"stream {stream.name!r} has no complete epoch yet: wait until its history is imported")
         seq_last = int(row[1])
     types = {c.source: c.type_oid for c in registry.columns_of(conn, stream.name)}
+    seq_first = max(seq_first, log.dropped_through(conn, stream.name) + 1)
     conn.commit()
-    with _view(conn, stream, seq_first, seq_last) as view:
+    with log.kept_whole(conn, stream.name), _view(conn, stream, seq_first, seq_last) as view:
         results = tuple(_validate(dsn, stream, view, types))
     with db.transaction(conn):
         for result in results:

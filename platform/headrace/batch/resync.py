@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -158,14 +159,15 @@ class _Known:
 
     def __init__(self, conn: Connection, stream: Stream, key: LogColumn, appender: Appender, join: Join) -> None:
         self._conn, self._stream, self._key, self._appender, self._join = conn, stream, key, appender, join
-        row = db.row(conn, "log_begins", schema=stream.name)
-        self._begins = -(2**63) if row is None or row[0] is None else micros(row[0])
+        row = db.row(conn, "log_forgot", {"stream": stream.name})
+        self._forgot = -(2**63) if row is None or row[0] is None else micros(row[0])
+        self._erased = {sha for (sha,) in db.rows(conn, "erased_keys", {"stream": stream.name})}
 
     def new_events(self, rows: Timed) -> Timed:
-        """Events that neither the log nor the quarantine has; what is older than a log that forgets is left out."""
+        """Events that neither the log nor the quarantine has; what may be of the time that retention dropped is left out."""
         key, table = self._stream.source.key, self._stream.source.table
         logged, refused = self._logged(rows[0], key), self._refused(rows[0], key, (table,))
-        return _some(rows, np.flatnonzero(~logged & ~refused & (rows[1] >= self._begins)))
+        return _some(rows, np.flatnonzero(~logged & ~refused & (rows[1] > self._forgot)))
 
     def labels_of(self, rows: Timed, new: Timed) -> Timed:
         """Labels of events that the log has or gets, and of those that it may still get."""
@@ -174,7 +176,7 @@ class _Known:
         coming = set(_wires(new[0], stream.source.key, self._key))
         logged |= np.array([wire in coming for wire in _wires(rows[0], key, self._key)], dtype=np.bool_)
         refused = self._refused(rows[0], key, (stream.source.table, stream.label_table))
-        return _some(rows, np.flatnonzero(logged | (~refused & (rows[1] >= self._begins))))
+        return _some(rows, np.flatnonzero(logged | (~refused & (rows[1] > self._forgot))))
 
     def _logged(self, rows: Rows, key: str) -> NDArray[np.bool_]:
         wires = _wires(rows, key, self._key)
@@ -186,6 +188,8 @@ class _Known:
         texts = rows.shown(key)
         params = {"relations": list(tables), "keys": [text for text in texts if text is not None]}
         found = {text for (text,) in db.rows(self._conn, "refused_keys", params, schema=self._stream.name)}
+        if self._erased:
+            found |= {text for text in params["keys"] if sha256(text.encode()).hexdigest() in self._erased}
         return np.array([text in found for text in texts], dtype=np.bool_)
 
 

@@ -1,4 +1,7 @@
-"""Commands that steer: quality, bootstrap, admit, compare, promote, rollback, rebuild. Airflow's tasks call them too."""
+"""Commands that steer: quality, bootstrap, admit, compare, promote, rollback, rebuild, housekeep, erase.
+
+Airflow's tasks call them too.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,16 @@ def add_commands(commands: Any) -> None:
     rebuild = _command(commands, "rebuild", run_rebuild, "learn a version again from its base and compare every digest")
     rebuild.add_argument("version")
     rebuild.add_argument("--batch", type=int, default=100_000, metavar="N", help="entries read at a time")
+    rebuild.add_argument(
+        "--since", type=int, metavar="SEQ", help="begin at its checkpoint at this seq, where its base is gone"
+    )
+    housekeep = _command(
+        commands, "housekeep", run_housekeep, "drop what the policy lets go and nothing needs; thin checkpoints"
+    )
+    housekeep.add_argument("--dry-run", action="store_true", help="only say what would go, and what needs the rest")
+    erase = _command(commands, "erase", run_erase, "blank what the platform has under one key, see docs/erasure.md")
+    erase.add_argument("--key", required=True, help="key of the event")
+    erase.add_argument("--reason", default="asked for", help="for the record; without the key or anything personal")
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -187,8 +200,40 @@ def run_rebuild(settings: Settings, arguments: argparse.Namespace) -> int:
     stream, key = stream_of(settings, arguments.stream), signing_key(settings)
     with _steering(settings, "rebuild") as (_, conn):
         columns = registry.registered(conn, stream)
-        done = rebuild(conn, stream, columns, arguments.version, engine(), key, batch=arguments.batch)
+        done = rebuild(
+            conn, stream, columns, arguments.version, engine(), key, batch=arguments.batch, since=arguments.since
+        )
     _show(arguments, {**asdict(done), "sentence": done.sentence})
     if done.different:
         raise InvariantError(f"{arguments.version} could not be rebuilt: {len(done.different)} epochs differ")
     return 0
+
+
+def run_housekeep(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace housekeep`"""
+    from headrace.batch.housekeeping import housekeep, plan
+
+    stream = stream_of(settings, arguments.stream)
+    with _steering(settings, "housekeep") as (_, conn):
+        registry.registered(conn, stream)
+        if not arguments.dry_run:
+            done = housekeep(conn, stream)
+            return _show(arguments, asdict(done))
+        parts = plan(conn, stream)
+    lines = [
+        f"partition {p.partition}, seq {p.seq_first:,} to {p.seq_last:,}, {p.bytes / 1e6:,.1f} MB: "
+        + (f"goes, {p.asked}" if p.goes else f"stays, {p.needed}")
+        for p in parts
+    ]
+    return _show(arguments, {"plan": [asdict(p) | {"goes": p.goes} for p in parts], "sentence": "\n".join(lines)})
+
+
+def run_erase(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace erase`"""
+    from headrace.batch.erasure import erase
+
+    stream = stream_of(settings, arguments.stream)
+    with _steering(settings, "erase") as (_, conn):
+        columns = registry.registered(conn, stream)
+        done = erase(conn, stream, columns, arguments.key, reason=arguments.reason, by=getpass.getuser())
+    return _show(arguments, asdict(done))

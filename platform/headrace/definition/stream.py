@@ -307,7 +307,9 @@ def _policy(stream: Stream) -> Iterator[str]:
             f"policy.max_slot_bytes: found {policy.max_slot_bytes:,}, expected at least {_LEAST_SLOT:,}: a slot that is read "
             "all the time keeps a few WAL segments"
         )
-    needed = stream.label.window + 2 * policy.season  # a comparison, and a probation, see two seasons of labelled events
+    needed = (
+        stream.label.window + 2 * policy.season
+    )  # a comparison, and a probation, see two seasons of labelled events
     if policy.keep is not None and policy.keep <= needed:
         yield (
             f"policy.keep: found {policy.keep}, expected more than the label window and two seasons, {needed}: a comparison "

@@ -259,7 +259,10 @@ class Admission:
         """The refusal of a label whose event did not come within the window."""
         table, name = self.stream.label_table, self.stream.label_key
         window = self.stream.label.window
-        reason = f"no event with {name} {key!r} came within the label window of {window}, expected one: was it refused?"
+        reason = (
+            f"no event with {name} {key!r} came within the label window of {window}, expected one: was it refused, or dropped "
+            "by retention?"
+        )
         content: dict[str, str | None] = {
             name: key,
             "y": str(label.y),

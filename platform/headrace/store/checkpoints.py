@@ -25,7 +25,7 @@ from headrace.models.snapshot import Digests, dump, parse, state_digest
 from headrace.store import db
 
 _LARGE = 64 * 1024
-_KEEP = 8  # newest checkpoints of a version that are kept, beside its first
+KEEP = 8  # newest checkpoints of a version that are kept, beside sparse older ones and its base
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -74,9 +74,18 @@ def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -
         "bytes": len(state) + written,
     }
     db.run(conn, "add_checkpoint", params)
-    if db.run(conn, "thin_checkpoints", {"stream": stream, "version": version, "keep": _KEEP}):
-        db.run(conn, "thin_artifacts", {"stream": stream, "version": version})
+    thin(conn, stream, version, keep=KEEP)
     return len(state) + written
+
+
+def thin(conn: Connection, stream: str, version: str, *, keep: int) -> tuple[int, int]:
+    """Let go of checkpoints, and of arrays that none refers to any more; gives how many of both.
+
+    What stays: the newest `keep`, the first of each hour of the last day and of each day of the last 30, and the base of a
+    version that can be rebuilt. Only who writes the version's checkpoints, or knows that nobody does, may call it.
+    """
+    gone = db.run(conn, "thin_checkpoints", {"stream": stream, "version": version, "keep": keep})
+    return gone, db.run(conn, "thin_artifacts", {"stream": stream, "version": version}) if gone else 0
 
 
 def _comparable(arrays: Arrays) -> Arrays:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import ServerError
+from headrace.errors import ForgottenError, ServerError
 from headrace.events import (
     PARTITION_ENTRIES,
     Columns,
@@ -43,6 +44,7 @@ from headrace.store.queries import all_queries, query
 from headrace.store.source import Feed
 
 _FOLLOW = 200_000  # entries that a join takes over at a time
+_ERASED = b"\0erased"  # what stands for the key of an event that was erased: no type has such wire bytes
 _KINDS = np.array([kind.name.lower() for kind in LabelKind], dtype=object)
 
 
@@ -90,10 +92,34 @@ def position(conn: Connection, stream: str) -> Position | None:
     return Position(seq, lsn, watermark, received, epoch, consistent, commit, Feed(*feed))
 
 
+def partition_entries(conn: Connection, stream: str) -> int:
+    """How many entries a partition of a stream's log has."""
+    row = db.row(conn, "partition_entries", {"stream": stream})
+    return PARTITION_ENTRIES if row is None else int(row[0])
+
+
+def dropped_through(conn: Connection, stream: str) -> int:
+    """The last entry that retention dropped: the log begins after it; 0 when it has all."""
+    row = db.row(conn, "dropped_through", {"stream": stream})
+    return 0 if row is None else int(row[0])
+
+
+@contextmanager
+def kept_whole(conn: Connection, stream: str) -> Iterator[None]:
+    """While the block runs, nothing of the log is dropped or erased; for readers of its past."""
+    db.run(conn, "keep_past", {"stream": stream})
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.rollback()  # what failed may have left its transaction broken; the lock is the connection's
+            db.run(conn, "let_past_go", {"stream": stream})
+            conn.rollback()
+
+
 def open_log(conn: Connection, stream: Stream, columns: Sequence[LogColumn]) -> tuple[Join, Appender]:
     """A join and an appender of a stream's log; `Appender.resume` brings the join to where the log stands."""
-    row = db.row(conn, "partition_entries", {"stream": stream.name})
-    entries = PARTITION_ENTRIES if row is None else int(row[0])
+    entries = partition_entries(conn, stream.name)
     return new_join(stream, entries), Appender(stream.name, stream.hash(), columns, entries)
 
 
@@ -195,7 +221,15 @@ class Appender:
         return [str(value) for value in decode(cells, 0, self._columns[0].type_oid).values.tolist()]
 
     def resume(self, conn: Connection, join: Join, at: Position) -> None:
-        """Bring a join to where the log stands: a new one, or one that followed the log up to an earlier position."""
+        """Bring a join to where the log stands: a new one, or one that followed the log up to an earlier position.
+
+        Raises
+        ------
+        ForgottenError
+            When the join stood before what retention has dropped since.
+        """
+        if 0 < join.seq < (dropped := dropped_through(conn, self.stream)):
+            raise _forgotten(self.stream, join.seq, dropped)
         if at.watermark is not None:
             watermark = micros(at.watermark)
             if join.seq == 0:
@@ -225,7 +259,10 @@ class Appender:
         join.follow(
             upto,
             events,
-            [keys.bytes_at(i) for i in np.flatnonzero(events >= remembered).tolist()],
+            [
+                keys.bytes_at(i) if keys.length[i] >= 0 else _ERASED
+                for i in np.flatnonzero(events >= remembered).tolist()
+            ],
             decode(labels, 0, INT8).values,
             decode(labels, 1, INT8).values,
             decode(labels, 2, INT4).values,
@@ -298,14 +335,14 @@ class Appender:
                 found = db.rows(conn, "partitions", {"parent": f'"{self.stream}".{parent}'})
                 known = self._partitions[parent] = {name for (name,) in found}
             for number in range(first // self._partition, last // self._partition + 1):
-                if _partition(parent, number) not in known:
+                if partition_name(parent, number) not in known:
                     self._add_partition(conn, parent, number)
-                    known.add(_partition(parent, number))
-                    if (before := _partition(parent, number - 1)) in known:
+                    known.add(partition_name(parent, number))
+                    if (before := partition_name(parent, number - 1)) in known:
                         self._execute(conn, "index_closed_partition", name=before, column=lookup)
 
     def _add_partition(self, conn: Connection, parent: str, number: int) -> None:
-        name, first = _partition(parent, number), number * self._partition
+        name, first = partition_name(parent, number), number * self._partition
         self._execute(conn, "create_partition", name=name, parent=parent)
         self._execute(conn, "attach_partition", name=name, parent=parent, first=first, last=first + self._partition)
 
@@ -346,13 +383,23 @@ def move(
 
 
 def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int, upto: int) -> LogBatch:
-    """Entries after `after` up to `upto`, which must be in the log already."""
+    """Entries after `after` up to `upto`, which must be in the log already.
+
+    Raises
+    ------
+    ForgottenError
+        When retention has dropped some of them.
+    ServerError
+        When some are missing.
+    """
     events, event_columns = _read_events(conn, "read_events", stream, columns, after=after, upto=upto)
     labels = _unpack(conn, "read_labels", stream, 7, after=after, upto=upto)
     segments = _unpack(conn, "read_segments", stream, 3, after=after, upto=upto)
     starts, watermarks = decode(segments, 0, INT8).values, decode(segments, 1, TIMESTAMPTZ).values
     label_seq = decode(labels, 0, INT8).values
     if len(events) + len(label_seq) != upto - after:
+        if after < (dropped := dropped_through(conn, stream)):
+            raise _forgotten(stream, after, dropped)
         raise ServerError(
             f"the log of {stream!r} has {len(events) + len(label_seq)} entries from seq {after + 1} to {upto}, expected "
             f"{upto - after}: run `headrace check`"
@@ -376,6 +423,13 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
         clock_labels=watermarks[np.searchsorted(starts, label_seq, side="right") - 1],
         epochs=tuple(EpochRange(n, first, last, k, micros(a), micros(b)) for n, first, last, k, a, b in epochs),
         received_through=moment(int(received[-1])) if len(received) else None,
+    )
+
+
+def _forgotten(stream: str, after: int, dropped: int) -> ForgottenError:
+    return ForgottenError(
+        f"the log of {stream!r} begins at seq {dropped + 1} by now, and was to be read from {after + 1} on: start again from "
+        "the newest checkpoint"
     )
 
 
@@ -427,5 +481,6 @@ def _epoch_params(epoch: EpochRange) -> dict[str, Any]:
     return {**asdict(epoch), **times}
 
 
-def _partition(parent: str, number: int) -> str:
+def partition_name(parent: str, number: int) -> str:
+    """Name of a partition's table."""
     return f"{parent}_{number:06d}"

@@ -138,7 +138,7 @@ def register(conn: Connection, stream: Stream, columns: Sequence[LogColumn], eng
     return True
 
 
-_NOT_NULL = {"key": " NOT NULL", "event_time": " NOT NULL"}
+_NOT_NULL = {"event_time": " NOT NULL"}  # a key is NULL where its event was erased
 
 
 def add_version(

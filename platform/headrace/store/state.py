@@ -78,18 +78,17 @@ def open_version(
     key: bytes,
     engine: Engine,
     *,
-    from_base: bool = False,
+    until: int | None = None,
 ) -> Live:
-    """Load a version at its newest checkpoint, or new at its first seq.
+    """Load a version at its newest checkpoint, or new at its first seq where there is none.
 
     Parameters
     ----------
     key
         Signs the states of river models.
-    from_base
-        Load it as it was before it learned its first entry.
+    until
+        Load it at its newest checkpoint up to this seq.
     """
-    until = version.first_seq - 1 if from_base else None
     checkpoint = checkpoints.last(conn, stream.name, version.version, until=until)
     recipe = recipe_of(stream, version)
     artifact = None if checkpoint is None else checkpoint.arrays.get(ARTIFACT)

@@ -61,6 +61,7 @@ CREATE TABLE headrace.versions (
     definition_hash text NOT NULL,
     heldout jsonb,
     rebuildable boolean NOT NULL DEFAULT true,
+    why_not_rebuildable text,
     dag_run_id text,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (stream, version),
@@ -68,6 +69,7 @@ CREATE TABLE headrace.versions (
 );
 COMMENT ON TABLE headrace.versions IS 'A version: recipe + configuration + base + first seq + engine. status is what should be true; learners make it so.';
 COMMENT ON COLUMN headrace.versions.evidence_seq IS 'First seq whose epochs may count as evidence for this version: after its registration, for a new recipe.';
+COMMENT ON COLUMN headrace.versions.rebuildable IS 'Whether the log still holds all that it read since its base, as it read it.';
 
 CREATE TABLE headrace.checkpoints (
     stream text NOT NULL,
@@ -297,6 +299,49 @@ CREATE TABLE headrace.gaps (
 );
 COMMENT ON TABLE headrace.gaps IS 'Stretches of the change stream that could not be read, and the entries that a resync made of the source''s tables instead.';
 
+CREATE TABLE headrace.retention (
+    stream text NOT NULL REFERENCES headrace.streams,
+    partition integer NOT NULL,
+    seq_first bigint NOT NULL,
+    seq_last bigint NOT NULL,
+    read_seq bigint NOT NULL,
+    event_time_last timestamptz,
+    bytes bigint NOT NULL,
+    counts jsonb NOT NULL,
+    labelled bigint NOT NULL,
+    segments bigint NOT NULL,
+    why text NOT NULL,
+    dropped_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (stream, partition)
+);
+COMMENT ON TABLE headrace.retention IS 'Partitions of a log that housekeeping dropped, oldest first, with what they held.';
+COMMENT ON COLUMN headrace.retention.read_seq IS 'Last entry that makes a model read of it: its own last one, or a later label of one of its events.';
+COMMENT ON COLUMN headrace.retention.event_time_last IS 'Latest time of its events.';
+COMMENT ON COLUMN headrace.retention.counts IS 'Entries by origin: {origin: {events, observed, timeouts, corrections}}.';
+COMMENT ON COLUMN headrace.retention.labelled IS 'Labels among them that epochs count: no corrections, and with a value.';
+COMMENT ON COLUMN headrace.retention.segments IS 'Segments that went with it.';
+
+CREATE TABLE headrace.erasures (
+    erasure_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    stream text NOT NULL REFERENCES headrace.streams,
+    key_sha256 text NOT NULL,
+    seqs bigint[] NOT NULL,
+    read_seq bigint NOT NULL,
+    labelled bigint NOT NULL,
+    quarantined bigint NOT NULL,
+    held bigint NOT NULL,
+    reason text NOT NULL,
+    erased_by text NOT NULL,
+    erased_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE headrace.erasures IS 'Keys whose content was erased from the log: which entries, when, by whom and why. The key itself is not kept.';
+COMMENT ON COLUMN headrace.erasures.key_sha256 IS 'SHA-256 of the key as text, in hex.';
+COMMENT ON COLUMN headrace.erasures.seqs IS 'Events that were blanked, with all of their labels.';
+COMMENT ON COLUMN headrace.erasures.read_seq IS 'Last entry that makes a model read of them; 0 where there are none.';
+COMMENT ON COLUMN headrace.erasures.labelled IS 'Labels among them that epochs count, and whose value is gone.';
+COMMENT ON COLUMN headrace.erasures.quarantined IS 'Refused rows that were blanked.';
+COMMENT ON COLUMN headrace.erasures.held IS 'Labels waiting for an event that were given up.';
+
 CREATE TABLE headrace.accounting (
     stream text NOT NULL REFERENCES headrace.streams,
     origin text NOT NULL CHECK (origin IN ('history', 'stream', 'resync')),
@@ -369,4 +414,5 @@ GRANT UPDATE (status) ON headrace.versions TO headrace_learner;
 GRANT INSERT, UPDATE ON headrace.streams, headrace.versions, headrace.serving_history, headrace.comparisons, headrace.decisions,
     headrace.quality_results, headrace.training_curves TO headrace_steer;
 GRANT DELETE ON headrace.versions, headrace.training_curves TO headrace_steer;
+GRANT INSERT ON headrace.retention, headrace.erasures TO headrace_steer;
 GRANT UPDATE ON headrace.streams TO headrace_intake;
