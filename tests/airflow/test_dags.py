@@ -79,7 +79,9 @@ def test_parses_without_errors_and_imports_nothing_heavy(found: dict[str, Any]) 
     assert found["errors"] == {}
     assert found["heavy"] == []
     assert found["seconds"] < 5
-    assert set(found["dags"]) == {f"flights__{what}" for what in ("quality", "bootstrap", "compare", "rollback")}
+    assert set(found["dags"]) == {
+        f"flights__{what}" for what in ("quality", "bootstrap", "compare", "rollback", "housekeeping")
+    }
 
 
 def test_bootstrap_leads_from_checked_data_to_the_shadow(found: dict[str, Any]) -> None:
@@ -119,11 +121,15 @@ def test_schedules_retries_and_forms(found: dict[str, Any]) -> None:
         "DeltaTriggerTimetable",
         86400,
     )
+    assert (dags["flights__housekeeping"]["timetable"], dags["flights__housekeeping"]["every"]) == (
+        "DeltaTriggerTimetable",
+        86400,
+    )
     assert dags["flights__compare"]["tasks"]["compare"]["retries"] == 0
     assert dags["flights__quality"]["tasks"]["quality"]["retries"] == 1
-    commands = ("quality", "compare", "rollback", "candidates", "admit", "catch_up")
+    commands = ("quality", "compare", "rollback", "candidates", "admit", "catch_up", "housekeeping")
     timeouts = [task["timeout"] for dag in dags.values() for name, task in dag["tasks"].items() if name in commands]
-    assert len(timeouts) == 7
+    assert len(timeouts) == 8
     assert all(timeouts)
     rollback = dags["flights__rollback"]["params"]
     assert rollback["reason"]["minLength"] > 0
@@ -157,10 +163,10 @@ def test_a_broken_definition_is_an_import_error_with_all_mistakes_and_hides_no_o
     (streams / "alone.py").write_text(alone)
     found = parse(streams, tmp_path / "airflow", HEADRACE_COMPARE_EVERY="10")
     assert {dag_id for dag_id in found["dags"] if dag_id.startswith("flights__")} == {
-        f"flights__{what}" for what in ("quality", "bootstrap", "compare", "rollback")
+        f"flights__{what}" for what in ("quality", "bootstrap", "compare", "rollback", "housekeeping")
     }
     assert {dag_id for dag_id in found["dags"] if dag_id.startswith("alone__")} == {
-        f"alone__{what}" for what in ("quality", "compare", "rollback")
+        f"alone__{what}" for what in ("quality", "compare", "rollback", "housekeeping")
     }, "nothing to bootstrap"
     ((path, message),) = found["errors"].items()
     assert Path(path).name == "headrace_mistakes.py"

@@ -25,6 +25,7 @@ from headrace.batch.rebuild import rebuild
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError, ForgottenError
 from headrace.live import intake
+from headrace.live.follower import Follower
 from headrace.live.learner import Learner
 from headrace.store import checkpoints, db, leases, log, registry, source
 from headrace.store.migrate import migrate
@@ -400,6 +401,21 @@ def test_who_was_away_too_long_starts_again(running: Any, greedy: Stream, origin
             standing.follow(conn)
         with pytest.raises(ForgottenError, match="start again from the newest checkpoint"):
             log.read(learning, "small", running.columns, version.progressive.seq, 200)
+
+
+def test_an_endpoint_that_was_stopped_for_long_begins_anew(running: Any, greedy: Stream, origin: Any) -> None:
+    follower = Follower(running.dsn, lambda: running.stream, running.columns, KEY)
+    with closing(db.connect(running.dsn, role="headrace_reader", autocommit=True)) as conn:
+        while follower.step(conn):
+            pass
+        assert follower.serving is not None
+        was = follower.serving.seq
+        live(running, origin, 960, 24)
+        assert kept(running, greedy).begins > was + 1
+        while follower.step(conn):
+            pass
+        assert follower.serving is not None
+        assert [(follower.serving.seq,)] == running.query("SELECT seq FROM headrace.intake_positions")
 
 
 def test_idle_versions_keep_their_last_state_and_base(running: Any, greedy: Stream, conn: Any) -> None:

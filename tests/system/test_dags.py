@@ -37,7 +37,7 @@ REPOSITORY = Path(__file__).parents[2]
 COMPARE_EVERY = 10
 BEFORE, AFTER = 4_000, 6_000  # events committed before and after the bootstrap
 START = datetime(2020, 3, 1, tzinfo=UTC)
-DAG_IDS = {f"visits__{what}" for what in ("quality", "bootstrap", "compare", "rollback")}
+DAG_IDS = {f"visits__{what}" for what in ("quality", "bootstrap", "compare", "rollback", "housekeeping")}
 
 # What decides is how sort and place meet, which the first champion does not look at.
 DEFINITION = """
@@ -224,6 +224,19 @@ def test_rollback_without_a_former_champion_fails_with_a_sentence(running: Runni
     assert "visits-1 is the first champion of 'visits': there is nobody to roll back to" in running.log(
         "visits__rollback", run_id, "rollback"
     )
+
+
+@pytest.mark.timeout(240)
+def test_housekeeping_says_what_it_did(running: Running) -> None:
+    client = running.client
+    logged = "SELECT 1 FROM headrace.intake_positions WHERE stream = 'visits' AND watermark IS NOT NULL"
+    assert within(90, lambda: running.query(logged))
+    client.unpause("visits__housekeeping")
+    (run,) = within(60, lambda: client.dag_runs("visits__housekeeping"))
+    run_id = run["dag_run_id"]
+    assert client.wait_for("visits__housekeeping", run_id, timeout=90)["state"] == "success"
+    said = running.log("visits__housekeeping", run_id, "housekeeping")
+    assert "Nothing of the log of visits was dropped; it begins at seq 1." in said
 
 
 @pytest.mark.timeout(400)

@@ -1,8 +1,9 @@
-"""The DAG factory: what Airflow does for a stream, as four DAGs of thin tasks over headrace's command line.
+"""The DAG factory: what Airflow does for a stream, as five DAGs of thin tasks over headrace's command line.
 
 `<stream>__quality` checks the log, `<stream>__bootstrap` trains challengers, `<stream>__compare` judges them on a schedule,
-`<stream>__rollback` puts a former champion back. Tasks only steer: what they decide is written to the registry, and
-long-running learners make it so. Parsing imports the stream definitions and nothing heavier.
+`<stream>__rollback` puts a former champion back, `<stream>__housekeeping` lets go of what nobody needs. Tasks only steer:
+what they decide is written to the registry, and long-running learners make it so. Parsing imports the stream definitions
+and nothing heavier.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def sound_streams(folder: Path) -> list[Stream]:
 
 def build(stream: Stream) -> list[DAG]:
     """A stream's DAGs. `__bootstrap` is missing where no challenger is trained offline."""
-    made = [_quality(stream), _compare(stream), _rollback(stream)]
+    made = [_quality(stream), _compare(stream), _rollback(stream), _housekeeping(stream)]
     if any(recipe.bootstraps for recipe in stream.challengers):
         made.append(_bootstrap(stream))
     return made
@@ -243,5 +244,25 @@ def _rollback(stream: Stream) -> DAG:
             conn_id=stream.source.conn_id,
             outlets=[champion_asset(stream.name)],
             execution_timeout=timedelta(minutes=10),
+        )
+    return dag
+
+
+def _housekeeping(stream: Stream) -> DAG:
+    with _dag(
+        stream,
+        "housekeeping",
+        docs.HOUSEKEEPING,
+        description="Drops what the policy lets go of the log and nothing needs, and thins checkpoints",
+        schedule=DeltaTriggerTimetable(timedelta(days=1)),
+    ) as dag:
+        HeadraceCommand(
+            task_id="housekeeping",
+            doc_md=docs.TASK_HOUSEKEEPING,
+            words=["housekeep", stream.name],
+            conn_id=stream.source.conn_id,
+            retries=1,  # a lost connection; what is in use now is left to the next run
+            retry_delay=timedelta(minutes=1),
+            execution_timeout=timedelta(hours=1),
         )
     return dag

@@ -62,6 +62,21 @@ SELECT version, status, labels, log_loss FROM metrics.leaderboard WHERE stream =
 ```
 """
 
+HOUSEKEEPING = """
+### What of the log of **{stream}** may go
+
+Drops whole partitions of the training log, oldest first, when the policy's `keep` or `keep_bytes` asks for it and nothing
+needs them: no event that waits for its label, no version that starts again from a checkpoint, no comparison, no probation.
+What stays although it should go is named, with who needs it. Versions that can no longer be rebuilt from their base say so.
+Checkpoints of versions that nobody runs are thinned.
+
+```sql
+SELECT partition, seq_first, seq_last, bytes, why, dropped_at FROM metrics.retention WHERE stream = '{stream}' ORDER BY 1 DESC;
+
+SELECT version, status, rebuildable, why_not_rebuildable FROM metrics.versions WHERE stream = '{stream}';
+```
+"""
+
 TASK_QUALITY = """
 Runs Great Expectations in a child process and writes one row per expectation. Fails, naming the expectations, when the
 data does; a check that could not be made fails too, and is told apart in `metrics.quality.exception`. One retry covers a
@@ -100,6 +115,12 @@ log. Not retried: the next run sees all of the evidence of this one, and more. S
 
 TASK_PROMOTED = """
 Runs only after a promotion: updates the stream's asset `champion`, for your own DAGs to be scheduled on.
+"""
+
+TASK_HOUSEKEEPING = """
+Runs `headrace housekeep` in a child process: one short transaction per partition, so an interrupted run has done a part. It
+locks the log for a moment at the end of each, and gives up after half a second rather than make the intake wait; the next
+run tries again.
 """
 
 TASK_ROLLBACK = """

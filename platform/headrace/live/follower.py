@@ -25,7 +25,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import DefinitionError, DivergedError, ModelError, ServerError
+from headrace.errors import DefinitionError, DivergedError, ForgottenError, ModelError, ServerError
 from headrace.events import LogBatch, LogColumn, micros, moment
 from headrace.flow.progressive import EpochScore, Progressive
 from headrace.live.request import EventRow
@@ -202,7 +202,15 @@ class Follower:
         if upto == following.seq:
             following.move(None, (), position, looked)
             return False
-        batch, scores = read_on(conn, self.stream, self._columns, following.progressive, upto)
+        try:
+            batch, scores = read_on(conn, self.stream, self._columns, following.progressive, upto)
+        except ForgottenError as error:  # this process was stopped for so long: the newest checkpoint is nearer
+            logger.warning("%s", error)
+            if following is self._serving:
+                self._serving = None
+            else:
+                self._coming = None
+            return True
         following.move(batch, scores, position, looked)
         return True
 
