@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from tests.conftest import ENGINE, START, TABLES, Registered, SmallSource, database_of, free_slots
 
@@ -483,6 +484,20 @@ def test_killed_in_between_it_has_done_a_part(
     sound(running)
     assert kept(running, greedy).dropped[0].partition == 2
     live(running, origin, 1_000, 2)
+    sound(running)
+
+
+def test_a_deployment_user_needs_the_role_that_owns_the_log(running: Any, greedy: Stream) -> None:
+    running.query("CREATE ROLE deployment LOGIN IN ROLE headrace_steer")
+    dsn = running.dsn.replace("postgres@", "deployment@")
+    try:
+        with closing(db.connect(dsn, role="headrace_steer")) as conn:
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege, match='set role "headrace_intake"'):
+                housekeep(conn, greedy)
+            running.query("GRANT headrace_intake TO deployment")
+            assert housekeep(conn, greedy).dropped
+    finally:
+        running.query("DROP ROLE deployment")
     sound(running)
 
 
