@@ -160,8 +160,8 @@ class Log:
 
     def content(self) -> str:
         """Everything, comparable; repr since NaN differs from itself."""
-        parts = (self.events, self.labels, self.segments, self.epochs, sorted(self.held.items()), sorted(self.orphans))
-        return repr((*parts, self.duplicates, self.counts))
+        held, orphans = sorted(self.held.items(), key=repr), sorted(self.orphans, key=repr)
+        return repr((self.events, self.labels, self.segments, self.epochs, held, orphans, self.duplicates, self.counts))
 
 
 def follow(join: Join, log: Log, upto: int) -> None:

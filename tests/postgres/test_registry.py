@@ -85,7 +85,7 @@ def test_a_stream_is_registered_with_its_log_and_first_champion(registered: Any,
     )
     assert types[:3] == [
         ("seq", "bigint", True),
-        ("key", "bigint", True),
+        ("key", "bigint", False),  # an erased event has none
         ("event_time", "timestamp with time zone", True),
     ]
     assert [t[0] for t in types[3:]] == ["colour", "place", "size"]
