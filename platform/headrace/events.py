@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Columns = Mapping[str, NDArray[Any]]
+Columns = Mapping[str, Any]
+"""Columns of equal length by name: arrays, or what can be indexed like them by slices and by arrays of rows."""
+
 PARTITION_ENTRIES = 1_000_000  # of a partition of a stream's log
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -459,7 +459,7 @@ def test_a_correction_moves_a_target_mean_by_the_difference() -> None:
     """As if the right value had been there from the start, at every half-life."""
     hour = 60 * MINUTE
     clock = np.array([0, hour, 3 * hour, 4 * hour], dtype=np.int64)
-    keys = {"k": np.array(["a"] * 4, dtype=object)}
+    keys = TargetMeans(("k",), 0.5).keys_of({"k": np.array(["a"] * 4, dtype=object)})
     nan, is_label = np.nan, np.array([True, True, True, False])
     wrong = TargetMeans(("k",), 0.5)
     corrected = wrong.run(
@@ -473,7 +473,7 @@ def test_a_correction_moves_a_target_mean_by_the_difference() -> None:
     )
     right = TargetMeans(("k",), 0.5)
     rest = [0, 1, 3]
-    plain = right.run({"k": keys["k"][rest]}, is_label[rest], np.array([1.0, 1.0, 0.0]), np.ones(3), clock[rest])
+    plain = right.run(keys[rest], is_label[rest], np.array([1.0, 1.0, 0.0]), np.ones(3), clock[rest])
     for name in wrong.columns:
         assert corrected[name][0] == pytest.approx(plain[name][0], rel=1e-12)
 

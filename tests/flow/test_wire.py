@@ -41,7 +41,8 @@ from headrace.flow.pgoutput import (
     parse,
 )
 from headrace.flow.pgtypes import NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, decode
-from headrace.flow.wire import ABSENT, NULL, UNCHANGED, Cells, as_bytes, distinct, hash_column
+from headrace.flow.wire import ABSENT, UNCHANGED, Cells, as_bytes, distinct, hash_column
+from headrace.models.text import NULL
 
 settings.register_profile("wire", deadline=None, max_examples=50)
 settings.load_profile("wire")

@@ -67,7 +67,7 @@ def arrays(log: list[Entry]) -> dict[str, Any]:
         return values
 
     return {
-        "values": {"carrier": text(2), "origin": text(3)},
+        "values": TargetMeans(KEYS, PRIOR).keys_of({"carrier": text(2), "origin": text(3)}),
         "is_label": np.array([entry[1] for entry in log], dtype=np.bool_),
         "y": np.array([entry[4] if entry[1] else np.nan for entry in log], dtype=np.float64),
         "weight": np.array([entry[5] for entry in log], dtype=np.float64),
@@ -76,7 +76,7 @@ def arrays(log: list[Entry]) -> dict[str, Any]:
 
 
 def cut(log: dict[str, Any], rows: slice) -> dict[str, Any]:
-    return {k: {n: v[rows] for n, v in part.items()} if k == "values" else part[rows] for k, part in log.items()}
+    return {name: part[rows] for name, part in log.items()}
 
 
 @given(entries)
@@ -119,8 +119,9 @@ def test_peek_reads_what_an_event_would_and_changes_nothing(log: list[Entry]) ->
     means = TargetMeans(KEYS, PRIOR)
     means.run(**given_log)
     before = dump(*means.save())
-    event = {
-        "values": {"carrier": np.array(["AA", "ZZ"], dtype=object), "origin": np.array([None, "JFK"], dtype=object)},
+    names = {"carrier": np.array(["AA", "ZZ"], dtype=object), "origin": np.array([None, "JFK"], dtype=object)}
+    event: dict[str, Any] = {
+        "values": means.keys_of(names),
         "clock": np.full(2, given_log["clock"][-1] + 60_000_000),
     }
     peeked = means.peek(**event)
@@ -132,18 +133,44 @@ def test_peek_reads_what_an_event_would_and_changes_nothing(log: list[Entry]) ->
 
 def test_many_values_outgrow_the_first_table() -> None:
     n = 1000
-    names = np.array([f"N{i}" for i in range(n)], dtype=object)
     means = TargetMeans(("tail",), PRIOR)
+    names = means.keys_of({"tail": np.array([f"N{i}" for i in range(n)], dtype=object)})
     clock = np.arange(n, dtype=np.int64)
-    means.run({"tail": names}, np.ones(n, dtype=np.bool_), np.ones(n), np.ones(n), clock)
-    at = means.peek({"tail": names}, np.full(n, n, dtype=np.int64))
+    means.run(names, np.ones(n, dtype=np.bool_), np.ones(n), np.ones(n), clock)
+    at = means.peek(names, np.full(n, n, dtype=np.int64))
     g = (n + 10 * PRIOR) / (n + 10)
     np.testing.assert_allclose(at["mean_tail_1d"], (1 + 10 * g) / 11, rtol=1e-6)
 
 
+def test_memory_is_bounded_and_what_had_no_label_for_longest_goes() -> None:
+    n = 2_000
+    bounded, free = TargetMeans(("tail",), PRIOR, max_values=100), TargetMeans(("tail",), PRIOR)
+    clock = np.arange(2 * n, dtype=np.int64) * 1_000_000
+    tails = np.array([name for i in range(n) for name in ("often", f"N{i}")], dtype=object)
+    for means in (bounded, free):
+        ones = np.ones(2 * n)
+        means.run(means.keys_of({"tail": tails}), ones == 1, (tails == "often").astype(float), ones, clock)
+    assert (len(bounded), len(free)) == (100, n + 1)
+    now = np.full(1, clock[-1])
+    often = np.array(["often"], dtype=object)
+    at, without = (m.peek(m.keys_of({"tail": often}), now) for m in (bounded, free))
+    assert {name: values.tolist() for name, values in at.items()} == {k: v.tolist() for k, v in without.items()}
+    restored = TargetMeans(("tail",), PRIOR, max_values=100)
+    restored.load(*parse(dump(*bounded.save())))
+    more = np.array([f"M{i}" for i in range(50)], dtype=object)
+    for means in (bounded, restored):
+        means.run(means.keys_of({"tail": more}), np.ones(50) == 1, np.ones(50), np.ones(50), now.repeat(50))
+    assert dump(*restored.save()) == dump(*bounded.save())
+
+
 def test_a_falling_clock_is_refused() -> None:
     means = TargetMeans((), PRIOR)
-    log = {"values": {}, "is_label": np.array([True]), "y": np.ones(1), "weight": np.ones(1)}
+    log: dict[str, Any] = {
+        "values": np.empty((1, 0), dtype=np.uint64),
+        "is_label": np.array([True]),
+        "y": np.ones(1),
+        "weight": np.ones(1),
+    }
     means.run(**log, clock=np.array([5]))
     with pytest.raises(ModelError, match="found a clock that falls"):
         means.run(**log, clock=np.array([4]))

@@ -30,6 +30,7 @@ from headrace.models.boosting import Trained
 from headrace.models.build import fresh, train
 from headrace.models.contract import Arrays, Clock, Floats, row_count, take
 from headrace.models.target_mean import TargetMeans
+from headrace.models.text import is_category, keys_of
 from headrace.store import checkpoints, db, log, registry
 from headrace.store.state import Live, read_on
 
@@ -86,7 +87,7 @@ class _Collector:
         return _joined(self._parts)
 
     def prepare(self, X: Columns) -> Columns:
-        return X
+        return {name: keys_of(values) if is_category(values) else values for name, values in X.items()}
 
     def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
         self._pieces.append(X)

@@ -31,7 +31,8 @@ from headrace.flow.pgtypes import (
     TIMESTAMP,
     TIMESTAMPTZ,
 )
-from headrace.flow.wire import NULL, Cells, Fields, as_bytes, int16, int32, kernel, without_value
+from headrace.flow.wire import Cells, Fields, as_bytes, int16, int32, without_value
+from headrace.models.text import NULL, kernel
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 HEADER = SIGNATURE + bytes(8)  # no flags, no extension

@@ -26,7 +26,8 @@ from headrace.definition.stream import Stream
 from headrace.events import moment
 from headrace.flow.exact import DIGITS, coarse, exact, numeric_text
 from headrace.flow.pgtypes import BPCHAR, NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, Column, decode
-from headrace.flow.wire import NULL, Cells
+from headrace.flow.wire import Cells
+from headrace.models.text import NULL
 
 Mask = NDArray[np.bool_]
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999: what datetime holds

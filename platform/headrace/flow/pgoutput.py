@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from headrace.errors import DecodeError
 from headrace.flow.pgtypes import POSTGRES_EPOCH
-from headrace.flow.wire import ABSENT, NULL, UNCHANGED, Cells, as_bytes, int16, int32, int64, kernel, uint32
+from headrace.flow.wire import ABSENT, UNCHANGED, Cells, as_bytes, int16, int32, int64, uint32
+from headrace.models.text import NULL, kernel
 
 INSERT, UPDATE, DELETE = ord("I"), ord("U"), ord("D")
 BEGIN, COMMIT, RELATION, TYPE, ORIGIN, TRUNCATE, MESSAGE = (ord(c) for c in "BCRYOTM")

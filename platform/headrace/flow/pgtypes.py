@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DecodeError
-from headrace.flow.wire import NULL, Cells, Fields, distinct, int16, int32, int64, kernel, uint16, without_value
+from headrace.flow.wire import Cells, Fields, distinct, int16, int32, int64, uint16, without_value
+from headrace.models.text import NULL, kernel
 
 POSTGRES_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since the Unix epoch
 POSITIVE_INFINITY = 2**63 - 1  # 'infinity' as a time; also any time after the year 294246, which int64 cannot hold
@@ -79,6 +80,12 @@ class Column:
 
     values: NDArray[Any]
     null: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.null)
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Column:
+        return Column(self.values[rows], self.null[rows])
 
     def to_float(self) -> NDArray[np.float64]:
         """The values as float64, NULL as NaN; integers beyond 2^53 are rounded.

@@ -23,6 +23,7 @@ from headrace.flow.openevents import RECENT, OpenEvents, Recent
 from headrace.flow.scores import EpochDigest, ScoreSums
 from headrace.models.contract import Model, take
 from headrace.models.target_mean import TargetMeans
+from headrace.models.text import as_names
 
 Arrays = dict[str, NDArray[Any]]
 Ints = NDArray[np.int64]
@@ -30,6 +31,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+_MEANS = "\0means"  # column of `Progressive._kept` that no slice is named like
 _LEAST = 1e-6  # of a weight: a label always teaches something
 
 
@@ -117,14 +119,13 @@ class Progressive:
         self.seq = first_seq - 1
         self.digest = digest
         self._encoder, self._slices, self._on_late = encoder, tuple(slices), on_late
-        self._keep = tuple(dict.fromkeys((*(means.keys if means else ()), *slices)))
         self._first_seq = first_seq
         self._forget_events()
         self._times: tuple[int, int]
         self._begin_epoch()
 
     def _forget_events(self) -> None:
-        self._open = OpenEvents(self.model.memo_width, len(self.means.columns) if self.means else 0)
+        self._open = OpenEvents(self.model.memo_width, 0 if self.means is None else len(self.means.columns))
         self._keys, self._features = Recent(), Recent()
         self._old: Columns = {}  # encoded columns of the events that were read back for a batch
         self._old_seq = np.empty(0, dtype=np.int64)
@@ -198,7 +199,7 @@ class Progressive:
         """Probabilities for n rows of log columns as `apply` would give them next; nothing changes."""
         X = self._encoder(log)
         if self.means is not None:
-            X |= self.means.peek(X, clock)
+            X |= self.means.peek(self.means.keys_of(X), clock)
         return self.model.predict(self.model.prepare(X))
 
     def restart_chain(self, digest: bytes) -> None:
@@ -210,12 +211,13 @@ class Progressive:
         """Entries of one part of a batch, in order."""
         seqs, clock = batch.event_seq[events], batch.clock_events[events]
         X = self._encoder({name: values[events] for name, values in batch.events.items()})
-        self._keys.add(seqs, {name: X[name] for name in self._keep})
+        kept = self._kept(X)
+        self._keys.add(seqs, kept)
         answers = self._answers(batch, labels, seqs)
         keys = self._keys_of(answers)
         stood = late_means = None
         if self.means is not None:
-            stood, late_means = self._read_means(X, keys, seqs, clock, answers)
+            stood, late_means = self._read_means(kept[_MEANS], keys[_MEANS], seqs, clock, answers)
             X |= _named(self.means, stood)
         prepared = self.model.prepare(X)
         self._features.add(seqs, prepared)
@@ -262,6 +264,13 @@ class Progressive:
             since=batch.clock_corrected[labels][mine],
         )
 
+    def _kept(self, X: Columns) -> Columns:
+        """What scores and means want to know of an event again at its label: names of slices, keys of means."""
+        kept: Arrays = {name: as_names(X[name]) for name in self._slices}
+        if self.means is not None:
+            kept[_MEANS] = self.means.keys_of(X)
+        return kept
+
     def _keys_of(self, answers: _Answers) -> Columns:
         """Keys of target means and slices of the events that labels answer."""
         kept = ~answers.late & (answers.event >= self._keys.first)
@@ -269,7 +278,7 @@ class Progressive:
         if kept.all():
             return keys
         rows = self._old_rows(answers.event[~kept])
-        return _merged(keys, kept, {name: self._old[name][rows] for name in self._keep})
+        return _merged(keys, kept, self._kept(take(self._old, rows)))
 
     def _rows_of(self, answers: _Answers, late_means: Floats | None) -> Columns:
         """Prepared rows of the events that labels answer."""
@@ -294,12 +303,12 @@ class Progressive:
         return rows
 
     def _read_means(
-        self, X: Columns, keys: Columns, seqs: Ints, clock: Ints, answers: _Answers
+        self, values: NDArray[np.uint64], answered: NDArray[np.uint64], seqs: Ints, clock: Ints, answers: _Answers
     ) -> tuple[Floats, Floats]:
         """Values of the means for the events of this part, and for the events of late labels; its labels update them."""
         assert self.means is not None
         late = answers.late
-        values = {key: np.concatenate([X[key], keys[key], keys[key][late]]) for key in self.means.keys}
+        values = np.concatenate([values, answered, answered[late]])
         # An event, or one that is looked at again since its label is late, reads before that label updates.
         place = np.concatenate([2 * seqs, 2 * answers.seq + 1, 2 * answers.seq[late]])
         is_label = np.repeat([False, True, False], [len(seqs), len(late), int(late.sum())])
@@ -309,7 +318,7 @@ class Progressive:
         order = order[~np.isnan(y[order])]  # a dropped time-out teaches nothing
         clocks = np.concatenate([clock, answers.clock, answers.clock[late]])[order]
         read = self.means.run(
-            {key: column[order] for key, column in values.items()},
+            values[order],
             is_label[order],
             y[order],
             np.ones(len(order)),
@@ -416,7 +425,7 @@ class Progressive:
     def remember(self, events: Recalled) -> None:
         """Keep the features of `newest`, as the log has them."""
         X = self._encoder(events.events)
-        self._keys.start(events.seq, {name: X[name] for name in self._keep})
+        self._keys.start(events.seq, self._kept(X))
         if self.means is not None:
             X |= _named(self.means, self._open.take(events.seq).means)
         self._features.start(events.seq, self.model.prepare(X))
@@ -437,7 +446,7 @@ class Progressive:
         """
         self._forget_events()
         X = self._encoder(log)
-        self._keys.add(seqs, {name: X[name] for name in self._keep})
+        self._keys.add(seqs, self._kept(X))
         if self.means is not None and means is not None:
             X |= _named(self.means, means)
         prepared = self.model.prepare(X)

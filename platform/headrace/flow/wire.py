@@ -9,30 +9,17 @@ into values. Kernels are exactly sequential, release the GIL, and check bounds t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from headrace.errors import DecodeError
+from headrace.models.text import NULL, hash_bytes, kernel, number_distinct
 
-NULL = -1  # length of a field that is NULL
 UNCHANGED = -2  # length of a field the server left out: a TOASTed value that the UPDATE did not touch
 ABSENT = -3  # length of a field whose row the message does not carry, such as the new row of a DELETE
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def kernel(function: F) -> F:
-    """Compile with numba: cached on disk, without the GIL, without fastmath.
-
-    numba's cache looks at the file of the kernel only: after a change to a kernel that other files call, remove
-    `__pycache__/*.nb?`.
-    """
-    return cast(F, njit(cache=True, nogil=True)(function))
 
 
 @kernel
@@ -175,43 +162,6 @@ def without_value(fields: Fields, row: int) -> DecodeError:
     )
 
 
-GAMMA = np.uint64(0x9E3779B97F4A7C15)
-
-
-@kernel
-def mix64(h: Any) -> Any:
-    """splitmix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits."""
-    h ^= h >> np.uint64(30)
-    h *= np.uint64(0xBF58476D1CE4E5B9)
-    h ^= h >> np.uint64(27)
-    h *= np.uint64(0x94D049BB133111EB)
-    return h ^ (h >> np.uint64(31))
-
-
-@kernel
-def hash_bytes(buffer: Any, start: Any, length: Any) -> Any:
-    """The hash that `hash_column` documents, of one run of bytes."""
-    h = mix64(np.uint64(length) + GAMMA)
-    at = start
-    for _ in range(length >> 3):
-        word = (uint32_little(buffer, at + 4) << np.uint64(32)) | uint32_little(buffer, at)
-        h = mix64((h ^ word) + GAMMA)
-        at += 8
-    if length & 7:
-        word = np.uint64(0)
-        for k in range(length & 7):
-            word |= np.uint64(buffer[at + k]) << np.uint64(8 * k)
-        h = mix64((h ^ word) + GAMMA)
-    return h if h != np.uint64(0) else np.uint64(1)
-
-
-@kernel
-def uint32_little(buffer: Any, at: Any) -> Any:
-    """Little-endian unsigned 32 bits."""
-    low = np.uint64(buffer[at]) | (np.uint64(buffer[at + 1]) << np.uint64(8))
-    return low | (np.uint64(buffer[at + 2]) << np.uint64(16)) | (np.uint64(buffer[at + 3]) << np.uint64(24))
-
-
 @kernel
 def _hash_fields(buffer: Any, start: Any, length: Any, out: Any) -> int:
     for row in range(length.size):
@@ -227,10 +177,9 @@ def _hash_fields(buffer: Any, start: Any, length: Any, out: Any) -> int:
 def hash_column(cells: Cells, column: int) -> NDArray[np.uint64]:
     """A 64-bit hash of each field's bytes, the same on every machine and for ever.
 
-    With n bytes and their 8-byte little-endian words w (the last one padded with zeros): h = mix(n + g), then
-    h = mix((h ^ w) + g) for each word, g = 0x9E3779B97F4A7C15, mix splitmix64's finaliser, all modulo 2^64. NULL hashes
-    to 0, and nothing else does: a hash of 0 becomes 1. It is not keyed, so not safe against chosen collisions: compare
-    the fields themselves on a hit. It sees wire bytes: int4 1 and int8 1 differ, and so do text and binary format.
+    `headrace.models.text.hash_bytes` says how. NULL hashes to 0, and nothing else does. It is not keyed, so not safe
+    against chosen collisions: compare the fields themselves on a hit. It sees wire bytes: int4 1 and int8 1 differ, and so
+    do text and binary format.
 
     Returns
     -------
@@ -249,54 +198,6 @@ def hash_column(cells: Cells, column: int) -> NDArray[np.uint64]:
     return out
 
 
-@kernel
-def _equal(buffer: Any, a: Any, b: Any, length: Any) -> Any:
-    k = 0
-    while k < length and buffer[a + k] == buffer[b + k]:
-        k += 1
-    return k == length
-
-
-@kernel
-def _distinct(buffer: Any, start: Any, length: Any, codes: Any) -> Any:
-    slots = np.full(1024, -1, dtype=np.int32)  # small as long as there are few values, so that it stays in cache
-    first = np.empty(512, dtype=np.int64)
-    hashes = np.empty(512, dtype=np.uint64)
-    count = 0
-    for row in range(length.size):
-        n = np.int64(length[row])
-        if n < 0:
-            codes[row] = -1
-            if n != NULL:
-                return first[:0], row
-            continue
-        h = hash_bytes(buffer, start[row], n)
-        slot = np.int64(h & np.uint64(slots.size - 1))
-        code = slots[slot]
-        while code >= 0:
-            if hashes[code] == h and length[first[code]] == n and _equal(buffer, start[first[code]], start[row], n):
-                break
-            slot = (slot + 1) & (slots.size - 1)
-            code = slots[slot]
-        if code < 0:
-            code = np.int32(count)
-            slots[slot] = code
-            first[count] = row
-            hashes[count] = h
-            count += 1
-            if count == first.size:  # half full: double everything
-                first = np.concatenate((first, np.empty_like(first)))
-                hashes = np.concatenate((hashes, np.empty_like(hashes)))
-                slots = np.full(2 * slots.size, -1, dtype=np.int32)
-                for known in range(count):
-                    slot = np.int64(hashes[known] & np.uint64(slots.size - 1))
-                    while slots[slot] >= 0:
-                        slot = (slot + 1) & (slots.size - 1)
-                    slots[slot] = known
-        codes[row] = code
-    return first[:count], -1
-
-
 def distinct(fields: Fields) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Number the different fields of a column in order of first appearance; compares bytes, not hashes alone.
 
@@ -313,7 +214,7 @@ def distinct(fields: Fields) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         As `hash_column`.
     """
     codes = np.empty(fields.length.size, dtype=np.int32)
-    first, bad = _distinct(fields.buffer, fields.start, fields.length, codes)
+    first, bad = number_distinct(fields.buffer, fields.start, fields.length, codes)
     if bad >= 0:
         raise without_value(fields, bad)
     return codes, first

@@ -20,10 +20,11 @@ import numpy as np
 from headrace.definition.stream import Stream
 from headrace.errors import DecodeError
 from headrace.events import Columns, LogColumn
-from headrace.flow.features import plain
+from headrace.flow.features import series
 from headrace.flow.gate import Rows, event_gate
 from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ, PgType
-from headrace.flow.wire import NULL, Cells, as_bytes
+from headrace.flow.wire import Cells, as_bytes
+from headrace.models.text import NULL
 
 _FINER_THAN_MICROSECONDS = re.compile(r"[.,]\d{7}")
 _EXPECTED = {
@@ -87,14 +88,15 @@ class RowReader:
             return [Violation(None, "json", _shown(body.decode(errors="replace")), f"the body is not JSON: {error}")]
         if not isinstance(document, dict):
             return [Violation(None, "json", _shown(document), f"the body is {_shown(document)}, expected an object")]
-        rows = Rows(self._cells(document), self._index)
+        cells = self._cells(document)
+        rows = Rows(cells, self._index)
         if mistakes := [*self._unknown(document), *self._wrong(document, rows)]:
             return mistakes
         broken = int(self._gate.check(rows, np.array([now], dtype=np.int64))[0])
         if broken >= 0:
             field = self._gate.rules[broken].column if broken < len(self._gate.rules) else self._event_time
             return [Violation(field, *self._gate.explain(rows.contents(np.zeros(1, dtype=np.intp))[0], broken))]
-        columns = {c.name: plain(rows[c.source]) for c in self.columns}
+        columns = {c.name: series(cells, i, c.type_oid) for i, c in enumerate(self.columns)}
         return EventRow(columns, int(rows[self._event_time].values[0]))
 
     def schema(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models import snapshot, trees
 from headrace.models.contract import Floats, row_count
+from headrace.models.text import is_category, keys_of
 
 MAX_CATEGORIES = 256
 """Categories with more values than this are left to target means and linear terms: trees memorise them."""
@@ -54,14 +55,15 @@ class Encoding:
     Attributes
     ----------
     categories
-        Column and its values; a value's code is its place. Values not listed count as missing.
+        Column and the keys of its values (`Text.keys`), sorted; a value's code is its key's place. Values not listed count
+        as missing.
     numbers
         Columns taken as they are, after the categories.
     wide
         Categories with too many values for trees, which linear terms may still use.
     """
 
-    categories: tuple[tuple[str, tuple[str, ...]], ...]
+    categories: tuple[tuple[str, NDArray[np.uint64]], ...]
     numbers: tuple[str, ...]
     wide: tuple[str, ...] = ()
 
@@ -69,12 +71,13 @@ class Encoding:
     def fit(cls, X: Columns, max_categories: int = MAX_CATEGORIES) -> Encoding:
         """Take every number, and every category of at most `max_categories` values.
 
-        >>> Encoding.fit({"wind": np.array([3.0]), "origin": np.array(["JFK"], dtype=object)})
-        Encoding(categories=(('origin', ('JFK',)),), numbers=('wind',), wide=())
+        >>> fitted = Encoding.fit({"wind": np.array([3.0]), "origin": np.array(["JFK", None], dtype=object)})
+        >>> fitted.numbers, [(name, len(keys)) for name, keys in fitted.categories], fitted.wide
+        (('wind',), [('origin', 1)], ())
         """
-        found = {name: sorted(set(v.tolist()) - {None}) for name, v in X.items() if v.dtype == object}
-        categories = tuple((name, tuple(values)) for name, values in found.items() if 0 < len(values) <= max_categories)
-        wide = tuple(name for name, values in found.items() if len(values) > max_categories)
+        found = {name: _distinct_keys(values) for name, values in X.items() if is_category(values)}
+        categories = tuple((name, keys) for name, keys in found.items() if 0 < len(keys) <= max_categories)
+        wide = tuple(name for name, keys in found.items() if len(keys) > max_categories)
         return cls(categories, tuple(name for name in X if name not in found), wide)
 
     @property
@@ -82,18 +85,23 @@ class Encoding:
         """Every category, those that trees do not read included."""
         return (*(name for name, _ in self.categories), *self.wide)
 
-    @cached_property
-    def _codes(self) -> tuple[tuple[str, dict[str, float]], ...]:
-        return tuple((name, {v: float(i) for i, v in enumerate(values)}) for name, values in self.categories)
-
     def matrix(self, X: Columns) -> Floats:
         """Return float64[n, columns]: codes, then numbers; NaN where missing or unknown."""
         out = np.empty((row_count(X), len(self.categories) + len(self.numbers)))
-        for column, (name, codes) in enumerate(self._codes):
-            out[:, column] = [codes.get(value, np.nan) for value in X[name].tolist()]
+        for column, (name, known) in enumerate(self.categories):
+            keys = keys_of(X[name])
+            place = np.searchsorted(known, keys)
+            place[place == len(known)] = 0
+            out[:, column] = np.where(known[place] == keys, place, np.nan)
         for column, name in enumerate(self.numbers, start=len(self.categories)):
             out[:, column] = X[name]
         return out
+
+
+def _distinct_keys(values: Any) -> NDArray[np.uint64]:
+    keys = np.unique(keys_of(values))
+    known: NDArray[np.uint64] = keys[keys != 0]
+    return known
 
 
 @dataclass(frozen=True)
@@ -122,18 +130,19 @@ class Ensemble:
     def dump(self) -> bytes:
         """Return the artifact as bytes; see `headrace.models.snapshot.dump`."""
         meta = {
-            "categories": [[name, list(values)] for name, values in self.encoding.categories],
+            "categories": [name for name, _ in self.encoding.categories],
             "numbers": list(self.encoding.numbers),
             "wide": list(self.encoding.wide),
             "outstanding": self.outstanding,
         }
-        return snapshot.dump({"booster": np.frombuffer(self.text.encode(), dtype=np.uint8)}, meta)
+        keys = {f"keys {name}": keys for name, keys in self.encoding.categories}
+        return snapshot.dump({"booster": np.frombuffer(self.text.encode(), dtype=np.uint8), **keys}, meta)
 
     @classmethod
     def parse(cls, artifact: bytes) -> Ensemble:
         """Read an artifact; raises SnapshotError when it is damaged."""
         arrays, meta = snapshot.parse(artifact)
-        categories = tuple((name, tuple(values)) for name, values in meta["categories"])
+        categories = tuple((name, arrays[f"keys {name}"]) for name in meta["categories"])
         encoding = Encoding(categories, tuple(meta["numbers"]), tuple(meta["wide"]))
         return cls(arrays["booster"].tobytes().decode(), encoding, float(meta["outstanding"]))
 

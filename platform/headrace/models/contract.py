@@ -5,9 +5,9 @@ depends on that order alone, never on how the log was cut into batches: this is 
 rebuild give the same bits. This module defines the types; `headrace.models.checks` runs a model against them. It
 imports no model library and does no arithmetic.
 
-`Columns` holds features by name, each with one row an event. A category is an object array of `str`, None where it is
-missing; a number is a float64 array, NaN where it is missing. What `Model.prepare` returns may hold any arrays of n
-rows.
+`Columns` holds features by name, each with one row an event. A category is a `headrace.models.text.Text`, or an object
+array of `str` with None where it is missing; a number is a float64 array, NaN where it is missing. What `Model.prepare`
+returns may hold any arrays of n rows.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def row_count(X: Columns) -> int:
     return len(next(iter(X.values())))
 
 
-def take(X: Columns, index: slice | NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+def take(X: Columns, index: slice | NDArray[np.intp]) -> dict[str, Any]:
     """Return the rows that `index` selects.
 
     >>> take({"a": np.array([1.0, 2.0, 3.0])}, slice(1, 3))

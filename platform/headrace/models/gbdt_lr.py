@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numba import njit
@@ -21,6 +20,7 @@ from headrace.events import Columns
 from headrace.models.arithmetic import sigmoid
 from headrace.models.boosting import Ensemble
 from headrace.models.contract import Arrays, Clock, Floats, row_count
+from headrace.models.text import keys_of, seed_of
 
 LEAF_ALPHA = 0.001
 """FTRL's alpha of the leaves: they repeat what the score says, so they move slowly."""
@@ -30,8 +30,6 @@ CATEGORY_ALPHA = 0.03
 
 TABLE_BITS = 16
 """The table of hashed categories has two to this many slots."""
-
-_REMEMBERED = 100_000  # hashes kept per column; beyond it they are worked out again
 
 
 class GbdtLr:
@@ -62,13 +60,13 @@ class GbdtLr:
     ) -> None:
         self._ensemble = ensemble
         categories = ensemble.encoding.category_names  # a missing value adds nothing to the logit
-        self._mask = (1 << table_bits) - 1
+        self._mask = np.uint64((1 << table_bits) - 1)
         self._leaves = ensemble.trees.leaves
         self._alphas = np.concatenate(
             [np.full(ensemble.trees.count, leaf_alpha), np.full(len(categories), category_alpha)]
         )
-        self._categories: tuple[tuple[str, dict[str | None, int]], ...] = tuple((name, {}) for name in categories)
-        self._z = np.zeros(self._leaves + self._mask + 1)
+        self._categories = tuple((name, seed_of(f"gbdt_lr {name}")) for name in categories)
+        self._z = np.zeros(self._leaves + (1 << table_bits))
         self._n = np.zeros_like(self._z)
 
     def prepare(self, X: Columns) -> Columns:
@@ -76,8 +74,9 @@ class GbdtLr:
         leaves, score = self._ensemble.trees.walk(self._ensemble.encoding.matrix(X))
         slots = np.empty((row_count(X), len(self._alphas)), dtype=np.int32)
         slots[:, : leaves.shape[1]] = leaves
-        for column, (name, known) in enumerate(self._categories, start=leaves.shape[1]):
-            slots[:, column] = [self._slot(name, known, value) for value in X[name].tolist()]
+        for column, (name, seed) in enumerate(self._categories, start=leaves.shape[1]):
+            keys = keys_of(X[name], seed)
+            slots[:, column] = np.where(keys == 0, -1, self._leaves + (keys & self._mask).astype(np.int64))
         return {"score": score, "slots": slots}
 
     def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
@@ -114,15 +113,6 @@ class GbdtLr:
             )
         self._z[:], self._n[:] = 0.0, 0.0
         self._z[arrays["row"]], self._n[arrays["row"]] = arrays["z"], arrays["n"]
-
-    def _slot(self, name: str, known: dict[str | None, int], value: str | None) -> int:
-        slot = known.get(value)
-        if slot is None:
-            if len(known) >= _REMEMBERED:
-                known.clear()
-            slot = -1 if value is None else self._leaves + (crc32(f"{name}={value}".encode()) & self._mask)
-            known[value] = slot
-        return slot
 
 
 @njit(cache=True)

@@ -18,6 +18,7 @@ from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.contract import Arrays, Clock, Floats, row_count
 from headrace.models.snapshot import Pair, sign, unsign
+from headrace.models.text import Text
 
 _ROW = "river_row"
 
@@ -59,7 +60,7 @@ class RiverModel:
         # v == v is False for NaN alone: cheaper than isnan, and true of every str.
         out[:] = [
             {name: v for name, v in zip(names, row, strict=True) if v is not None and v == v}
-            for row in zip(*(values.tolist() for values in X.values()), strict=True)
+            for row in zip(*map(_plain, X.values()), strict=True)
         ]
         return {_ROW: out}
 
@@ -106,3 +107,8 @@ class RiverModel:
             raise ModelError(f"found {type(model).__name__} without {', '.join(missing)}, expected a river classifier")
         self._model = model
         self._proba_one, self._learn_one = model.predict_proba_one, model.learn_one
+
+
+def _plain(values: Text | NDArray[Any]) -> list[Any]:
+    plain: list[Any] = (values.names() if isinstance(values, Text) else values).tolist()
+    return plain

@@ -12,19 +12,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from headrace.definition.features import HALF_LIVES, target_mean
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.arithmetic import exp2
-from headrace.models.contract import Arrays, Clock, Floats
+from headrace.models.contract import Arrays, Clock, Floats, row_count
+from headrace.models.table import LAST, OWN, Table, find, insert, must_grow
+from headrace.models.text import kernel, keys_of, seed_of
 
 SHRINKAGE = 10.0
 """How many labels of the overall mean stand beside a key's own (c of the formula)."""
 
+MAX_VALUES = 1 << 20
+"""Values of all keys together that are remembered, 224 bytes each at most; then those without labels for longest go."""
+
 _HALF_LIVES = np.array(list(HALF_LIVES.values()), dtype=np.float64)
+_LONGEST = float(_HALF_LIVES.max())
+_FORGOTTEN = 64 * int(_LONGEST)  # microseconds: what is that old weighs 2^-64 of a label
+_NEVER = -(2**63)
+
+Keys = NDArray[np.uint64]
 
 
 class TargetMeans:
@@ -41,33 +50,44 @@ class TargetMeans:
         Names of the categories to follow.
     prior
         Share of positive labels to start from, in (0, 1).
+    max_values
+        Values that are remembered at most.
 
     Examples
     --------
     >>> means = TargetMeans(("carrier",), prior=0.5)
-    >>> carrier = np.array(["AA", "AA"], dtype=object)
+    >>> carrier = means.keys_of({"carrier": np.array(["AA", "AA"], dtype=object)})
     >>> ones, clock = np.ones(2), np.zeros(2, dtype=np.int64)
-    >>> at = means.run({"carrier": carrier}, np.array([True, False]), ones, ones, clock)
+    >>> at = means.run(carrier, np.array([True, False]), ones, ones, clock)
     >>> [round(float(at[name][0]), 4) for name in ("mean_all_1h", "mean_carrier_1h")]
     [0.5455, 0.5868]
     """
 
-    def __init__(self, keys: tuple[str, ...], prior: float) -> None:
+    def __init__(self, keys: tuple[str, ...], prior: float, max_values: int = MAX_VALUES) -> None:
         if not 0.0 < prior < 1.0:
             raise ModelError(f"found prior {prior} for target means, expected a share between 0 and 1")
         self.keys = keys
         self.prior = prior
         self.columns = target_mean(*keys).names()
-        # Row 0 is the overall stream; each value of each key gets a row at its first label.
-        self._ids: tuple[dict[str, int], ...] = tuple({} for _ in keys)
-        self._names: list[tuple[int, str]] = []
-        self._sums = np.zeros((64, 2, len(HALF_LIVES)))
-        self._last = np.zeros(64, dtype=np.int64)
-        self._now = np.iinfo(np.int64).min
+        self._seeds = [seed_of(f"target_mean {key}") for key in keys]
+        # Of each value its sums of labels and of weights by half-life; the last label's time is the table's own column.
+        self._table = Table(2 * len(HALF_LIVES), max_values)
+        self._overall = np.zeros((1, OWN + 2 * len(HALF_LIVES)), dtype=np.uint64)  # a row of the same form
+        self._now = _NEVER
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def keys_of(self, X: Columns) -> Keys:
+        """uint64[n, keys] of n rows of model columns, as `run` and `peek` take them; 0 for a missing value."""
+        out = np.empty((row_count(X), len(self.keys)), dtype=np.uint64)
+        for column, (key, seed) in enumerate(zip(self.keys, self._seeds, strict=True)):
+            out[:, column] = keys_of(X[key], seed)
+        return out
 
     def run(
         self,
-        values: Columns,
+        values: Keys,
         is_label: NDArray[np.bool_],
         y: Floats,
         weight: Floats,
@@ -80,7 +100,7 @@ class TargetMeans:
         Parameters
         ----------
         values
-            For each key, an object array of n `str` or None: the event's value, for a label that of its event.
+            uint64[n, keys]: `keys_of` the event, for a label that of its event.
         is_label
             bool[n]; False means an event.
         y, weight
@@ -106,31 +126,49 @@ class TargetMeans:
                 f"found a clock that falls (last {self._now}, then {int(clock.min())}), expected log order: read the "
                 "entries by seq"
             )
-        ids = self._enter(values, is_label)
         out = np.empty((len(clock) - int(np.count_nonzero(is_label)), len(self.columns)))
         before = np.full(len(clock), np.nan) if before is None else before
         since = clock if since is None else since
-        _run(ids, is_label, y, weight, clock, before, since, self._sums, self._last, _HALF_LIVES, self.prior, out)
+        at = event = 0
+        while at < len(clock):
+            if at:
+                self._table.grow()
+            at, event = _run(
+                at,
+                event,
+                values,
+                is_label,
+                y,
+                weight,
+                clock,
+                before,
+                since,
+                *self._state(),
+                _HALF_LIVES,
+                self.prior,
+                out,
+            )
         if len(clock):
             self._now = int(clock[-1])
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
 
-    def peek(self, values: Columns, clock: Clock) -> dict[str, Floats]:
+    def peek(self, values: Keys, clock: Clock) -> dict[str, Floats]:
         """Return the features that n events would read at `clock`; nothing changes."""
-        ids = np.empty((len(clock), len(self.keys)), dtype=np.int64)
-        for column, (key, known) in enumerate(zip(self.keys, self._ids, strict=True)):
-            ids[:, column] = [known.get(value, -1) for value in values[key].tolist()]
         none = np.zeros(len(clock))
         out = np.empty((len(clock), len(self.columns)))
         events = np.zeros(len(clock), dtype=np.bool_)
-        _run(ids, events, none, none, clock, none, clock, self._sums, self._last, _HALF_LIVES, self.prior, out)
+        _run(0, 0, values, events, none, none, clock, none, clock, *self._state(), _HALF_LIVES, self.prior, out)
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
 
+    def _state(self) -> tuple[Any, Any, Any, Any, Any]:
+        table = self._table
+        return table.cells, table.floats, table.state, self._overall, self._overall.view(np.float64)
+
     def save(self) -> tuple[Arrays, dict[str, Any]]:
-        """Return the state as arrays and JSON."""
-        used = len(self._names) + 1
-        arrays: Arrays = {"sums": self._sums[:used].copy(), "last": self._last[:used].copy()}
-        return arrays, {"keys": list(self.keys), "prior": self.prior, "now": self._now, "names": list(self._names)}
+        """Return the state as arrays and JSON; of the values it holds keys, not names."""
+        arrays, table = self._table.save("means")
+        arrays["overall"] = self._overall.copy()
+        return arrays, {"keys": list(self.keys), "prior": self.prior, "now": self._now, "table": table}
 
     def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
         """Take over a state that `save` returned.
@@ -143,73 +181,85 @@ class TargetMeans:
         if tuple(meta["keys"]) != self.keys:
             raise ModelError(f"found a state of target means over {meta['keys']}, expected {list(self.keys)}")
         self.prior, self._now = float(meta["prior"]), int(meta["now"])
-        self._names = [(int(key), str(value)) for key, value in meta["names"]]
-        self._ids = tuple({} for _ in self.keys)
-        for row, (key, value) in enumerate(self._names, start=1):
-            self._ids[key][value] = row
-        self._sums, self._last = arrays["sums"].copy(), arrays["last"].copy()
-
-    def _enter(self, values: Columns, is_label: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return int64[n, keys] rows of the state, -1 for none; a value gets its row at its first label."""
-        ids = np.empty((len(is_label), len(self.keys)), dtype=np.int64)
-        labels = np.flatnonzero(is_label).tolist()
-        lists = [values[key].tolist() for key in self.keys]
-        for at in labels:
-            for key, known in enumerate(self._ids):
-                value = lists[key][at]
-                if value is not None and value not in known:
-                    self._names.append((key, value))
-                    known[value] = len(self._names)
-        for key, known in enumerate(self._ids):
-            ids[:, key] = [known.get(value, -1) for value in lists[key]]
-        if len(self._names) >= len(self._last):
-            more = 2 * len(self._names) + 1 - len(self._last)
-            self._sums = np.concatenate([self._sums, np.zeros((more, *self._sums.shape[1:]))])
-            self._last = np.concatenate([self._last, np.zeros(more, dtype=np.int64)])
-        return ids
+        self._table.load("means", arrays, meta["table"])
+        self._overall = arrays["overall"].copy()
 
 
-@njit(cache=True)
+@kernel
+def _decays(age: Any, out: Any) -> None:
+    """2^(-age/h) for each half-life, from that of the longest by whole powers."""
+    longest = exp2(-age / _LONGEST)
+    for h in range(out.shape[0]):
+        power, left, value = longest, np.int64(_LONGEST / _HALF_LIVES[h]), 1.0
+        while left:
+            if left & 1:
+                value *= power
+            power *= power
+            left >>= 1
+        out[h] = value
+
+
+@kernel
 def _run(
-    ids: NDArray[np.int64],
-    is_label: NDArray[np.bool_],
-    y: Floats,
-    weight: Floats,
-    clock: Clock,
-    before: Floats,
-    since: Clock,
-    sums: Floats,
-    last: NDArray[np.int64],
-    half_lives: Floats,
-    prior: float,
-    out: Floats,
-) -> None:
-    keys, width = ids.shape[1], half_lives.shape[0]
-    event = 0
-    for i in range(clock.shape[0]):
+    at: Any,
+    event: Any,
+    values: Any,
+    is_label: Any,
+    y: Any,
+    weight: Any,
+    clock: Any,
+    before: Any,
+    since: Any,
+    cells: Any,
+    floats: Any,
+    state: Any,
+    overall: Any,
+    overall_floats: Any,
+    half_lives: Any,
+    prior: Any,
+    out: Any,
+) -> Any:
+    """Entries from `at` on; returns where it stopped, before the end when the table must grow."""
+    keys, width = values.shape[1], half_lives.shape[0]
+    decay, old = np.empty(width), np.empty(width)
+    for i in range(at, clock.shape[0]):
+        if is_label[i]:
+            if must_grow(cells, state, keys):
+                return i, event
+            corrects = before[i] == before[i]
+            if corrects:
+                _decays(float(clock[i] - since[i]), old)
+            for k in range(-1, keys):
+                row, mine, sums = np.int64(0), overall, overall_floats
+                if k >= 0:
+                    if values[i, k] == np.uint64(0):
+                        continue
+                    row, mine, sums = find(cells, values[i, k]), cells, floats
+                    if row < 0:
+                        row = insert(cells, state, values[i, k], clock[i], clock[i] - _FORGOTTEN)
+                _decays(float(clock[i] - np.int64(mine[row, LAST])), decay)
+                for h in range(width):
+                    gain, count = weight[i] * y[i], weight[i]
+                    if corrects:
+                        gain, count = weight[i] * (y[i] - before[i]) * old[h], 0.0
+                    sums[row, OWN + h] = sums[row, OWN + h] * decay[h] + gain
+                    sums[row, OWN + width + h] = sums[row, OWN + width + h] * decay[h] + count
+                mine[row, LAST] = np.uint64(clock[i])
+            continue
         for k in range(-1, keys):
-            row = 0 if k < 0 else ids[i, k]
-            if is_label[i]:
-                if row >= 0:
-                    age = float(clock[i] - last[row])
-                    for h in range(width):
-                        decay = exp2(-age / half_lives[h])
-                        gain, count = weight[i] * y[i], weight[i]
-                        if before[i] == before[i]:
-                            old = exp2(-float(clock[i] - since[i]) / half_lives[h])
-                            gain, count = weight[i] * (y[i] - before[i]) * old, 0.0
-                        sums[row, 0, h] = sums[row, 0, h] * decay + gain
-                        sums[row, 1, h] = sums[row, 1, h] * decay + count
-                    last[row] = clock[i]
-                continue
+            row, mine, sums = np.int64(0), overall, overall_floats
+            if k >= 0:
+                row = find(cells, values[i, k]) if values[i, k] != np.uint64(0) else np.int64(-1)
+                mine, sums = cells, floats
+            # A row without labels reads the same whether it is there or not.
+            known = row >= 0 and sums[row, OWN + width] != 0.0
+            if known:
+                _decays(float(clock[i] - np.int64(mine[row, LAST])), decay)
             for h in range(width):
                 towards = prior if k < 0 else out[event, h]
-                # A row without labels must read the same whether it exists yet or not: batches differ in that.
-                if row < 0 or sums[row, 1, h] == 0.0:
-                    out[event, (k + 1) * width + h] = towards
-                    continue
-                decay = exp2(-float(clock[i] - last[row]) / half_lives[h])
-                positive, total = sums[row, 0, h] * decay, sums[row, 1, h] * decay
-                out[event, (k + 1) * width + h] = (positive + SHRINKAGE * towards) / (total + SHRINKAGE)
-        if not is_label[i]:
-            event += 1
+                out[event, (k + 1) * width + h] = towards
+                if known:
+                    positive, total = sums[row, OWN + h] * decay[h], sums[row, OWN + width + h] * decay[h]
+                    out[event, (k + 1) * width + h] = (positive + SHRINKAGE * towards) / (total + SHRINKAGE)
+        event += 1
+    return clock.shape[0], event

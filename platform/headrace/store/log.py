@@ -35,7 +35,7 @@ from headrace.events import (
 )
 from headrace.flow.admit import Admission
 from headrace.flow.copybinary import encode, pack, unpack
-from headrace.flow.features import plain
+from headrace.flow.features import series
 from headrace.flow.join import NO_TIME, Answer, Epoch, Held, Join, Joined, Past, new_join
 from headrace.flow.pgtypes import FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
 from headrace.flow.wire import Cells, Fields, as_bytes
@@ -445,7 +445,7 @@ def _read_events(
     names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
     cells = _unpack(conn, name, stream, len(columns) + 1, columns=names, **parts)
     seqs: NDArray[np.int64] = decode(cells, 0, INT8).values
-    return seqs, {c.name: plain(decode(cells, i, c.type_oid)) for i, c in enumerate(columns, start=1)}
+    return seqs, {c.name: series(cells, i, c.type_oid) for i, c in enumerate(columns, start=1)}
 
 
 def _unpack(conn: Connection, name: str, stream: str, width: int, **parts: int | sql.Composable) -> Cells:
