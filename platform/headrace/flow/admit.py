@@ -21,7 +21,7 @@ from headrace.events import LogColumn
 from headrace.flow.gate import Gate, Rows, event_gate, label_gate, label_values, update_gate
 from headrace.flow.join import NO_TIME, Chunk, Held, Op
 from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
-from headrace.flow.recast import can_recast, recast
+from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.wire import Fields
 
 logger = logging.getLogger(__name__)
@@ -306,6 +306,7 @@ class Admission:
             )
             self._refuse(stretch, np.flatnonzero(bad & ~misfit), table, f"type({name})", reason)
             misfit |= bad
+        fields[key] = as_keys(fields[key], wanted[key])
         if misfit.any():
             kept = np.flatnonzero(~misfit)
             fields, stretch = {name: f.take(kept) for name, f in fields.items()}, stretch.take(kept)
