@@ -39,6 +39,9 @@ def full(registered: Any, origin: Any) -> Any:
         "INSERT INTO visits SELECT 6000 + i, '2020-03-02 00:00+00', 'zz', E'tab\\t\\\\N', i FROM generate_series(1, 3) AS i"
     )
     origin.execute("UPDATE outcomes SET score = 50 - score WHERE visit_id % 20 = 0")
+    origin.execute(
+        "INSERT INTO outcomes SELECT visit_id, 20, '2020-03-01 09:00+00' FROM visits WHERE visit_id < 20 ON CONFLICT DO NOTHING"
+    )
     registered.follow(origin)
     counts = registered.accounting()["stream"]
     assert min(counts[n] for n in ("events", "labels", "corrections", "quarantined", "timeouts")) > 0, counts
@@ -95,6 +98,9 @@ def test_what_is_read_is_what_sql_says(full: Any, conn: Any) -> None:
     clock = {seq: micros(w) for first, last, w in watermarks for seq in range(first, last + 1)}
     assert batch.clock_events.tolist() == [clock[e[0]] for e in events]
     assert batch.clock_labels.tolist() == [clock[e[0]] for e in labels]
+    fakes = "SELECT coalesce(c.kind = 'timeout', false) FROM small.labels AS l LEFT JOIN small.labels AS c ON c.seq = l.corrects"
+    assert batch.corrects_timeout.tolist() == [fake for (fake,) in full.query(f"{fakes} ORDER BY l.seq")]
+    assert set(batch.corrects_timeout[batch.label_kind == LabelKind.CORRECTION].tolist()) == {False, True}
     assert list(batch.epochs) == [EpochRange(e, a, b, n, micros(f), micros(t)) for _, e, a, b, n, f, t in full.epochs()]
     assert full.query("SELECT count(*) FROM small.quarantine WHERE content ->> 'place' = E'tab\\t\\\\N'") == [(3,)]
     assert full.query("SELECT count(*) FROM small.held") == [(1,)]
