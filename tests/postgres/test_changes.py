@@ -112,6 +112,38 @@ def test_a_type_that_cannot_be_taken_back_to_the_logs(running: Any, origin: Any)
     balanced(running)
 
 
+def test_a_label_that_may_have_moved_unseen_is_refused(running: Any, origin: Any) -> None:
+    """The label's row has a key of its own, which is all that an UPDATE names; FULL says the rest."""
+    unpublished(
+        running,
+        origin,
+        "ALTER TABLE outcomes DROP CONSTRAINT outcomes_pkey",
+        "ALTER TABLE outcomes ADD id serial PRIMARY KEY",
+    )
+    for key in (100, 101):
+        origin.execute("INSERT INTO visits VALUES (%s, '2020-03-01 01:00+00', 'a', 'p', 1)", key)
+    origin.execute("INSERT INTO outcomes VALUES (100, 50, '2020-03-01 01:10+00')")
+    origin.execute("UPDATE outcomes SET visit_id = 101 WHERE visit_id = 100")
+    running.follow(origin)
+    story = (
+        "SELECT e.key, l.kind::text, l.y FROM small.labels AS l JOIN small.events AS e ON e.seq = l.event_seq "
+        "WHERE e.key >= 100 ORDER BY l.seq"
+    )
+    assert running.query(story) == [(100, "observed", 1.0)]
+    reason = (
+        "the UPDATE does not say which visit_id the row had before, so its label may have been another event's; expected "
+        "visit_id in the replica identity of public.outcomes: ALTER TABLE public.outcomes REPLICA IDENTITY FULL, then "
+        "`headrace source-sql`"
+    )
+    assert refused(running) == [("101", "identity(visit_id)", reason)]
+    origin.execute("ALTER TABLE outcomes REPLICA IDENTITY FULL")
+    origin.execute("UPDATE outcomes SET visit_id = 100 WHERE visit_id = 101")
+    origin.execute("UPDATE outcomes SET visit_id = 101 WHERE visit_id = 100")
+    running.follow(origin)
+    assert running.query(story) == [(100, "observed", 1.0), (100, "correction", None), (101, "observed", 1.0)]
+    balanced(running)
+
+
 def test_a_label_moves_to_another_event_with_its_key(running: Any, origin: Any) -> None:
     for key in (100, 101):
         origin.execute("INSERT INTO visits VALUES (%s, '2020-03-01 01:00+00', 'a', 'p', 1)", key)

@@ -46,13 +46,19 @@ def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages) ->
     for changes in messages.changes:
         table = f"{changes.relation.namespace or 'pg_catalog'}.{changes.relation.name}"
         inserted, updated, deleted = (np.flatnonzero(changes.kind == kind) for kind in (INSERT, UPDATE, DELETE))
+        nameless, updated = _nameless(changes, updated, stream.source.key if stream.own_row else stream.label_key)
         if table == stream.source.table:
+            if stream.own_row:
+                admission.nameless(_stretch(changes, messages, nameless))
+            else:  # the row has nothing but features, which stay as they were
+                updated = np.union1d(nameless, updated)
             admission.events(_stretch(changes, messages, inserted))
             admission.ignore(len(deleted))
             for part in _by_identity(changes, updated):
                 admission.updates(_stretch(changes, messages, part))
         elif table == stream.label_table:
-            admission.labels(_stretch(changes, messages, np.flatnonzero(changes.kind != DELETE)))
+            admission.nameless(_stretch(changes, messages, nameless))
+            admission.labels(_stretch(changes, messages, np.union1d(inserted, updated)))
             admission.unlabels(_stretch(changes, messages, deleted, old=True))
         else:
             known = f"{stream.source.table} and {stream.label_table}"
@@ -68,6 +74,14 @@ def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages) ->
             commit = int(messages.transaction[truncate.index])
             admission.truncated(f"{relation.namespace or 'pg_catalog'}.{relation.name}", commit)
     return admission
+
+
+def _nameless(changes: Changes, updated: Index, key: str) -> tuple[Index, Index]:
+    """Updates that may have given their row another key without a word of it, and the others."""
+    if any(c.name == key and not c.is_key for c in changes.relation.columns):
+        known = changes.identity[updated] == OLD  # a partition may say more than its root promises
+        return updated[~known], updated[known]
+    return updated[:0], updated
 
 
 def _by_identity(changes: Changes, rows: Index) -> list[Index]:
