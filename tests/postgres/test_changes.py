@@ -247,6 +247,24 @@ def test_rows_of_an_unknown_table_are_kept_in_quarantine(running: Any, origin: A
     balanced(running)
 
 
+def test_messages_outside_of_transactions_hold_nothing_up(running: Any, origin: Any) -> None:
+    """Heartbeats of other consumers of the database's WAL: more of them than a chunk takes, and then nothing else."""
+    many = "SELECT count(pg_logical_emit_message(false, 'other', repeat('x', 100000))) FROM generate_series(1, 60)"
+    origin.execute(many)
+    ((target,),) = origin.execute("SELECT pg_current_wal_lsn()::text")
+    running.follow_until(origin, lambda lsn: source.lsn_number(lsn) >= source.lsn_number(target))
+    ((confirmed,),) = origin.execute(
+        "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'headrace_small'"
+    )
+    assert source.lsn_number(target) - source.lsn_number(confirmed) < 100
+    origin.add(*origin.rows(100, 20))
+    origin.execute(many)
+    origin.add(*origin.rows(120, 20))
+    running.follow(origin)
+    assert keys(running, 100) == list(range(100, 140))
+    balanced(running)
+
+
 def test_a_large_transaction_gives_the_same_log_in_parts(
     registered: Any, origin: Any, database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,11 +11,12 @@ import logging
 import struct
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import psycopg2
 from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 
@@ -214,7 +215,13 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
             )
             reader, looked = Reader(cursor), 0.0
             while not stop():
-                read = reader.read(wait=0.5)
+                try:
+                    read = reader.read(wait=0.5)
+                except SourceError:
+                    # A server that shuts down wants to know how far we are; psycopg2 has told it, up to here.
+                    with suppress(psycopg2.Error):
+                        _rest(conn, stream, lease, reader.idle_at)
+                    raise
                 if isinstance(read, Large):
                     reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
                 elif read is not None:
@@ -278,6 +285,7 @@ def _write_large(
 ) -> str:
     """The same for a transaction that does not fit into memory: twice through it, since the watermark comes first."""
     end, reach = source.lsn_text(large.end_lsn), _NO_CLOCK
+    _rest(conn, stream, lease, source.lsn_text(large.commit_lsn))
     for messages, _ in large.parts():
         chunk = admit(stream, columns, messages).chunk(clocks(messages, stream))
         reach = max(reach, chunk.reach())
@@ -315,6 +323,13 @@ def _move(
     )
     if new:
         db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
+
+
+def _rest(conn: Connection, stream: Stream, lease: Lease, lsn: str) -> None:
+    """Store a position up to which the source has nothing for the stream that the log lacks."""
+    with db.transaction(conn):
+        lease.check(conn)
+        db.row(conn, "rest_position", {"stream": stream.name, "lsn": lsn})
 
 
 def _report(
