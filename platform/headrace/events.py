@@ -88,6 +88,7 @@ class LogBatch:
     label_time: NDArray[np.int64]
     clock_labels: NDArray[np.int64]
     clock_corrected: NDArray[np.int64]  # corrections: the watermark of the label that they replace
+    corrects_timeout: NDArray[np.bool_]  # corrections of a label that never came, not of one that was observed
     epochs: tuple[EpochRange, ...]
     received_through: datetime | None  # receive time of the last segment
 

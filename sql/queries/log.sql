@@ -101,12 +101,13 @@ COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq > {after} AND seq <= 
 -- read_events_by_seq: some events in order
 COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq = ANY ({seqs}) ORDER BY seq) TO STDOUT (FORMAT binary);
 
--- read_labels: a range of labels in order; of a correction also the watermark of the label that it replaces
+-- read_labels: a range of labels in order; of a correction also the watermark of the label that it replaces, and whether that was a time-out
 COPY (
     SELECT seq, event_seq, CASE kind WHEN 'observed' THEN 0 WHEN 'timeout' THEN 1 ELSE 2 END, y, y_before, label_time,
         CASE WHEN corrects IS NOT NULL THEN
-            (SELECT s.watermark FROM {schema}.segments AS s WHERE s.seq_first <= corrects ORDER BY s.seq_first DESC LIMIT 1) END
-    FROM {schema}.labels WHERE seq > {after} AND seq <= {upto} ORDER BY seq
+            (SELECT s.watermark FROM {schema}.segments AS s WHERE s.seq_first <= corrects ORDER BY s.seq_first DESC LIMIT 1) END,
+        corrects IS NOT NULL AND EXISTS (SELECT FROM {schema}.labels AS c WHERE c.seq = l.corrects AND c.kind = 'timeout')
+    FROM {schema}.labels AS l WHERE seq > {after} AND seq <= {upto} ORDER BY seq
 ) TO STDOUT (FORMAT binary);
 
 -- follow_labels: what a join must know of a range of labels

@@ -8,7 +8,7 @@ SELECT key_sha256 FROM headrace.erasures WHERE stream = %(stream)s;
 SELECT DISTINCT key FROM {schema}.quarantine WHERE relation = ANY (%(relations)s) AND key = ANY (%(keys)s);
 
 -- make_resync_keys: room for the keys of a source table
-CREATE TEMPORARY TABLE resync_keys (key {key_type} PRIMARY KEY) ON COMMIT DROP;
+CREATE TEMPORARY TABLE resync_keys (key {key_type}) ON COMMIT DROP;
 
 -- write_resync_keys: keys of a source table
 COPY pg_temp.resync_keys (key) FROM STDIN (FORMAT binary);

@@ -3,7 +3,11 @@ SELECT a.attname, a.atttypid::int, format_type(a.atttypid, -1)
 FROM pg_attribute AS a WHERE a.attrelid = to_regclass(%(table)s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum;
 
 -- source_identity: how updates and deletes of a table, or of the partitions that hold its rows, name their row
-SELECT c.relreplident::text, EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary), c.oid::regclass::text
+SELECT c.relreplident::text, EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary), c.oid::regclass::text,
+    ARRAY(
+        SELECT a.attname::text FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+        WHERE i.indrelid = c.oid AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
+        ORDER BY a.attnum)
 FROM pg_class AS c
 WHERE c.oid = to_regclass(%(table)s) AND c.relkind <> 'p'
     OR c.oid IN (SELECT t.relid FROM pg_partition_tree(to_regclass(%(table)s)) AS t WHERE t.isleaf)

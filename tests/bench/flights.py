@@ -69,6 +69,7 @@ def log_of(data: flights.Flights, since: int) -> LogBatch:
         label_time=landed[mine][by_seq],
         clock_labels=landed[mine][by_seq],
         clock_corrected=np.zeros(len(by_seq), dtype=np.int64),
+        corrects_timeout=np.zeros(len(by_seq), dtype=np.bool_),
         epochs=epochs,
         received_through=None,
     )

@@ -212,7 +212,7 @@ EVENTS = [
     ((1, NOW, "a", -math.inf), "finite(size)", "size is '-inf', expected a finite number"),
     ((1, NOW, None, None), None, None),
     ((1, NOW, "c", 3.0), "in_set(kind, {a, b})", "kind is 'c', expected one of a, b"),
-    ((1, NOW, "c" * 100, 3.0), "in_set(kind, {a, b})", f"kind is '{'c' * 80}', expected one of a, b"),
+    ((1, NOW, "c" * 100, 3.0), "in_set(kind, {a, b})", f"kind is '{'c' * 80}'..., expected one of a, b"),
     ((1, NOW, "a", 10.5), "between(size, 0, 10)", "size is '10.5', expected between 0 and 10"),
     ((1, NOW + 2 * HOUR, "a", 10.0), None, None),
     (

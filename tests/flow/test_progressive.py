@@ -64,6 +64,7 @@ class Log:
             label_time=part["time"],
             clock_labels=self.clock[part["seq"]],
             clock_corrected=self.clock[part["corrects"]],
+            corrects_timeout=np.isin(part["corrects"], self.labels["seq"][self.labels["kind"] == LabelKind.TIMEOUT]),
             epochs=tuple(e for e in self.epochs if after < e.seq_last <= upto),
             received_through=None,
         )
@@ -448,7 +449,9 @@ def test_late_labels_teach_as_the_policy_says(make: Any, small: Stream) -> None:
     weights = [w for _, y, w in taught["reweight"].taught if y == 1.0 and w != 1.0]
     assert set(weights) <= {1.0 + p for p in taught["reweight"].p}
     assert all(1.0 < w < 2.0 for w in weights)
-    assert len(weights) == sum(y == 1.0 for _, y in clocks)
+    timeouts = labels["seq"][labels["kind"] == LabelKind.TIMEOUT]
+    fakes = late & (labels["y"] == 1.0) & np.isin(labels["corrects"], timeouts)
+    assert 0 < len(weights) == fakes.sum() < sum(y == 1.0 for _, y in clocks), "an observed negative was no fake one"
     timed_out = int((labels["kind"] == LabelKind.TIMEOUT).sum())
     fake = [w for _, y, w in taught["reweight"].taught if y == 0.0 and w < 1.0]
     assert 0 < len(fake) <= timed_out

@@ -112,6 +112,38 @@ def test_a_type_that_cannot_be_taken_back_to_the_logs(running: Any, origin: Any)
     balanced(running)
 
 
+def test_a_label_that_may_have_moved_unseen_is_refused(running: Any, origin: Any) -> None:
+    """The label's row has a key of its own, which is all that an UPDATE names; FULL says the rest."""
+    unpublished(
+        running,
+        origin,
+        "ALTER TABLE outcomes DROP CONSTRAINT outcomes_pkey",
+        "ALTER TABLE outcomes ADD id serial PRIMARY KEY",
+    )
+    for key in (100, 101):
+        origin.execute("INSERT INTO visits VALUES (%s, '2020-03-01 01:00+00', 'a', 'p', 1)", key)
+    origin.execute("INSERT INTO outcomes VALUES (100, 50, '2020-03-01 01:10+00')")
+    origin.execute("UPDATE outcomes SET visit_id = 101 WHERE visit_id = 100")
+    running.follow(origin)
+    story = (
+        "SELECT e.key, l.kind::text, l.y FROM small.labels AS l JOIN small.events AS e ON e.seq = l.event_seq "
+        "WHERE e.key >= 100 ORDER BY l.seq"
+    )
+    assert running.query(story) == [(100, "observed", 1.0)]
+    reason = (
+        "the UPDATE does not say which visit_id the row had before, so its label may have been another event's; expected "
+        "visit_id in the replica identity of public.outcomes: ALTER TABLE public.outcomes REPLICA IDENTITY FULL, then "
+        "`headrace source-sql`"
+    )
+    assert refused(running) == [("101", "identity(visit_id)", reason)]
+    origin.execute("ALTER TABLE outcomes REPLICA IDENTITY FULL")
+    origin.execute("UPDATE outcomes SET visit_id = 100 WHERE visit_id = 101")
+    origin.execute("UPDATE outcomes SET visit_id = 101 WHERE visit_id = 100")
+    running.follow(origin)
+    assert running.query(story) == [(100, "observed", 1.0), (100, "correction", None), (101, "observed", 1.0)]
+    balanced(running)
+
+
 def test_a_label_moves_to_another_event_with_its_key(running: Any, origin: Any) -> None:
     for key in (100, 101):
         origin.execute("INSERT INTO visits VALUES (%s, '2020-03-01 01:00+00', 'a', 'p', 1)", key)
@@ -212,6 +244,24 @@ def test_rows_of_an_unknown_table_are_kept_in_quarantine(running: Any, origin: A
     assert (key, expectation) == (None, "relation")
     assert reason.startswith("public.notes is not a table of the stream, expected public.visits and public.outcomes")
     assert running.query("SELECT content FROM small.quarantine") == [({"id": "1", "said": "hi"},)]
+    balanced(running)
+
+
+def test_messages_outside_of_transactions_hold_nothing_up(running: Any, origin: Any) -> None:
+    """Heartbeats of other consumers of the database's WAL: more of them than a chunk takes, and then nothing else."""
+    many = "SELECT count(pg_logical_emit_message(false, 'other', repeat('x', 100000))) FROM generate_series(1, 60)"
+    origin.execute(many)
+    ((target,),) = origin.execute("SELECT pg_current_wal_lsn()::text")
+    running.follow_until(origin, lambda lsn: source.lsn_number(lsn) >= source.lsn_number(target))
+    ((confirmed,),) = origin.execute(
+        "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'headrace_small'"
+    )
+    assert source.lsn_number(target) - source.lsn_number(confirmed) < 100
+    origin.add(*origin.rows(100, 20))
+    origin.execute(many)
+    origin.add(*origin.rows(120, 20))
+    running.follow(origin)
+    assert keys(running, 100) == list(range(100, 140))
     balanced(running)
 
 

@@ -39,6 +39,9 @@ def full(registered: Any, origin: Any) -> Any:
         "INSERT INTO visits SELECT 6000 + i, '2020-03-02 00:00+00', 'zz', E'tab\\t\\\\N', i FROM generate_series(1, 3) AS i"
     )
     origin.execute("UPDATE outcomes SET score = 50 - score WHERE visit_id % 20 = 0")
+    origin.execute(
+        "INSERT INTO outcomes SELECT visit_id, 20, '2020-03-01 09:00+00' FROM visits WHERE visit_id < 20 ON CONFLICT DO NOTHING"
+    )
     registered.follow(origin)
     counts = registered.accounting()["stream"]
     assert min(counts[n] for n in ("events", "labels", "corrections", "quarantined", "timeouts")) > 0, counts
@@ -95,6 +98,9 @@ def test_what_is_read_is_what_sql_says(full: Any, conn: Any) -> None:
     clock = {seq: micros(w) for first, last, w in watermarks for seq in range(first, last + 1)}
     assert batch.clock_events.tolist() == [clock[e[0]] for e in events]
     assert batch.clock_labels.tolist() == [clock[e[0]] for e in labels]
+    fakes = "SELECT coalesce(c.kind = 'timeout', false) FROM small.labels AS l LEFT JOIN small.labels AS c ON c.seq = l.corrects"
+    assert batch.corrects_timeout.tolist() == [fake for (fake,) in full.query(f"{fakes} ORDER BY l.seq")]
+    assert set(batch.corrects_timeout[batch.label_kind == LabelKind.CORRECTION].tolist()) == {False, True}
     assert list(batch.epochs) == [EpochRange(e, a, b, n, micros(f), micros(t)) for _, e, a, b, n, f, t in full.epochs()]
     assert full.query("SELECT count(*) FROM small.quarantine WHERE content ->> 'place' = E'tab\\t\\\\N'") == [(3,)]
     assert full.query("SELECT count(*) FROM small.held") == [(1,)]
@@ -167,31 +173,44 @@ KEYS: dict[str, list[Any]] = {
     "text": ["plain", 'it\'s "odd"', "ünï ☂ {a,b}", "back\\slash,NULL"],
     "integer": [-5, 0, 7, 2**31 - 1],
     "varchar(40)": ["a", "A", " a", "a "],
+    "character(5)": ["a", "A", " a", "abcde"],
 }
+LABEL_KEYS = {"character(5)": "character(8)"}  # another width pads otherwise
+VISIT = "INSERT INTO visits VALUES (%s, '2020-03-01 01:00+00', 'a', 'p', 1)"
+OUTCOME = "INSERT INTO outcomes VALUES (%s, 20, '2020-03-01 01:10+00')"
+Keyed = Callable[[str], tuple[Any, Any]]
+
+
+@pytest.fixture
+def keyed(platform: str, database: Callable[..., str], small: Any, origin: Any, registered: Any) -> Keyed:
+    """Make platform and source of the small stream with keys of a type."""
+
+    def make(key_type: str) -> tuple[Any, Any]:
+        dsn, label_type = database("keys"), LABEL_KEYS.get(key_type, key_type)
+        theirs = type(origin)(dsn, small)
+        theirs.execute(
+            f"CREATE TABLE visits (visit_id {key_type}, seen_at timestamptz, colour text, place text, size float8)"
+        )
+        theirs.execute(f"CREATE TABLE outcomes (visit_id {label_type}, score integer, known_at timestamptz)")
+        theirs.execute("ALTER TABLE visits REPLICA IDENTITY FULL; ALTER TABLE outcomes REPLICA IDENTITY FULL")
+        with closing(db.connect(dsn)) as conn:
+            theirs.execute(source.statements(small, "postgres", source.identity_columns(conn, small)))
+            columns = source.log_columns(conn, small)
+        registered.query("DROP SCHEMA small CASCADE; TRUNCATE headrace.streams CASCADE")
+        with closing(db.connect(platform)) as conn, db.transaction(conn):
+            registry.register(conn, small, columns, Engine("test", "", {}))
+        return type(registered)(platform, small, columns), theirs
+
+    return make
 
 
 @pytest.mark.parametrize("key_type", KEYS)
-def test_keys_of_every_type(
-    platform: str, database: Callable[..., str], small: Any, origin: Any, registered: Any, key_type: str
-) -> None:
+def test_keys_of_every_type(keyed: Keyed, key_type: str) -> None:
     """Found again after a restart: held, corrected, deleted."""
-    dsn = database("keys")
-    theirs = type(origin)(dsn, small)
-    theirs.execute(
-        f"CREATE TABLE visits (visit_id {key_type} PRIMARY KEY, seen_at timestamptz, colour text, place text, size float8)"
-    )
-    theirs.execute(f"CREATE TABLE outcomes (visit_id {key_type} PRIMARY KEY, score integer, known_at timestamptz)")
-    theirs.execute(source.statements(small, "postgres"))
-    registered.query("DROP SCHEMA small CASCADE; TRUNCATE headrace.streams CASCADE")
-    with closing(db.connect(dsn)) as conn:
-        columns = source.log_columns(conn, small)
-    with closing(db.connect(platform)) as conn, db.transaction(conn):
-        registry.register(conn, small, columns, Engine("test", "", {}))
-    ours = type(registered)(platform, small, columns)
+    ours, theirs = keyed(key_type)
     ours.import_history(theirs)
     first, second, third, fourth = KEYS[key_type]
-    visit = "INSERT INTO visits VALUES (%s, '2020-03-01 01:00+00', 'a', 'p', 1)"
-    outcome = "INSERT INTO outcomes VALUES (%s, 20, '2020-03-01 01:10+00')"
+    visit, outcome = VISIT, OUTCOME
     for statement, keys in ((visit, [first, second]), (outcome, [second, third])):
         for key in keys:
             theirs.execute(statement, key)
@@ -215,6 +234,60 @@ def test_keys_of_every_type(
     assert counts["received"] == sum(
         counts[n] for n in ("events", "labels", "corrections", "held", "quarantined", "ignored")
     )
+
+
+@pytest.mark.parametrize("key_type", KEYS)
+def test_keys_of_every_type_in_closed_partitions(keyed: Keyed, key_type: str) -> None:
+    """Labels of old events find them by the index; a resync does not take those for new."""
+    ours, theirs = keyed(key_type)
+    ours.query("UPDATE headrace.streams SET partition_entries = 4")
+    for key in KEYS[key_type]:
+        theirs.execute(VISIT, key)
+    ours.import_history(theirs)
+    for key in KEYS[key_type]:
+        theirs.execute(OUTCOME, key)
+        ours.follow(theirs)
+    closed = "SELECT l.kind, l.y FROM small.labels AS l JOIN small.events AS e ON e.seq = l.event_seq ORDER BY l.seq"
+    assert ours.query(closed) == [("observed", 1.0)] * 4
+    theirs.execute("SELECT pg_drop_replication_slot('headrace_small')")
+    theirs.execute("UPDATE outcomes SET score = 1")
+    done = ours.resync(theirs)
+    assert (done.events, done.labels, done.corrections) == (0, 0, 4)
+    assert ours.query("SELECT count(*) FROM small.held") == [(0,)]
+
+
+LARGE = "".join(uuid.UUID(int=i * 7919**9 % 2**128).hex for i in range(100))  # 3,200 bytes; hardly compressible
+
+
+def test_a_key_that_no_index_holds_goes_to_quarantine(keyed: Keyed) -> None:
+    """From history, stream and resync; the rest goes on, and partitions that close get their index."""
+    ours, theirs = keyed("text")
+    ours.query("UPDATE headrace.streams SET partition_entries = 2")
+    theirs.execute(VISIT, LARGE)
+    theirs.execute(OUTCOME, LARGE)
+    assert ours.import_history(theirs).quarantined == 2
+    huge = "é" * 500_000
+    for key in (LARGE + "2", huge, "ordinary", "é" * 512):
+        theirs.execute(VISIT, key)
+        theirs.execute(OUTCOME, key)
+    theirs.execute("UPDATE outcomes SET visit_id = 'short' WHERE visit_id = %s", huge)
+    theirs.execute("DELETE FROM outcomes WHERE visit_id = %s", LARGE)
+    ours.follow(theirs)
+    assert ours.query("SELECT key FROM small.events ORDER BY seq") == [("ordinary",), ("é" * 512,)]
+    assert ours.query("SELECT key FROM small.held") == [("short",)]
+    refused = ours.query("SELECT relation, expectation, substr(reason, 95) FROM small.quarantine")
+    expected = "..., expected a key of at most 1,024 bytes, since events are found by it: give the row a shorter one"
+    tables = ("public.visits", "public.outcomes")
+    assert sorted(refused) == sorted([(table, "key_bytes(visit_id)", expected) for table in tables] * 3)
+    theirs.execute("SELECT pg_drop_replication_slot('headrace_small')")
+    theirs.execute(VISIT, LARGE + "3")
+    theirs.execute(OUTCOME, LARGE + "3")
+    theirs.execute(OUTCOME, LARGE + "3")
+    ours.resync(theirs)
+    assert ours.query("SELECT count(*) FROM small.quarantine WHERE key = %s", LARGE + "3") == [(3,)]
+    for counts in ours.accounting().values():
+        outcomes = ("events", "labels", "corrections", "held", "quarantined", "ignored")
+        assert counts["received"] == sum(counts[n] for n in outcomes)
 
 
 def checkpoint(seq: int, **arrays: Any) -> Checkpoint:

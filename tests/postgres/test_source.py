@@ -93,8 +93,18 @@ def test_the_publication_covers_the_replica_identity(origin: Any) -> None:
         origin.execute("UPDATE answers SET score = 2")
     assert "lacks answer_id" in wrong(origin.dsn, stream)["publication of public.answers"]
     origin.execute("DROP PUBLICATION headrace_other")
+    origin.execute(source.statements(stream, "postgres", {"public.answers": ("answer_id", "visit_id")}))
+    assert wrong(origin.dsn, stream) == {
+        "replica identity of public.answers": "answer_id without visit_id: an UPDATE that gives a row another visit_id would not "
+        "say which it had; ALTER TABLE answers REPLICA IDENTITY FULL, then `headrace source-sql` again"
+    }
+    origin.execute("DROP PUBLICATION headrace_other")
     with closing(db.connect(origin.dsn)) as conn:
-        origin.execute(source.statements(stream, "postgres", source.identity_columns(conn, stream)))
+        statements = source.statements(stream, "postgres", source.identity_columns(conn, stream))
+    assert (
+        'ALTER TABLE "public"."answers" REPLICA IDENTITY FULL; -- to see which visit_id a row had before' in statements
+    )
+    origin.execute(statements)
     origin.execute("UPDATE answers SET score = 2")
     assert wrong(origin.dsn, stream) == {}
 

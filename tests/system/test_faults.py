@@ -18,6 +18,7 @@ import pytest
 from psycopg2 import sql
 from tests.system.workers import Worker, wait_until
 
+from headrace.store import source
 from headrace.store.embedded import EmbeddedPostgres
 
 _DISK = 48  # megabytes
@@ -90,6 +91,52 @@ def is_sound(registered: Any) -> None:
         outcomes = ("events", "labels", "corrections", "held", "quarantined", "ignored")
         assert counts["received"] == sum(counts[n] for n in outcomes)
     assert registered.query("SELECT count(*) = count(DISTINCT key) FROM small.events") == [(True,)]
+
+
+def test_a_kill_while_a_large_transaction_is_written_after_a_rest(
+    registered: Any, origin: Any, start: Callable[..., Worker], database: Callable[..., str]
+) -> None:
+    """Keepalives named positions that nobody has stored: the slot must not get ahead of the log by them."""
+    origin.add(*origin.rows(0, 50))
+    registered.import_history(origin)
+    other = database("other")
+    with closing(psycopg2.connect(other)) as conn, conn, conn.cursor() as cursor:
+        cursor.execute("CREATE TABLE noise (a text)")
+    intake = start("intake", "small")
+    slot = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'headrace_small'"
+    began = origin.execute("SELECT pg_current_wal_lsn()")[0][0]
+    make_noise(other)
+    resting = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'headrace_small'"
+    wait_until(lambda: origin.execute(resting, began) == [(True,)], 30, "the slot rests where the other database wrote")
+    with closing(psycopg2.connect(registered.dsn)) as blocker, blocker.cursor() as cursor:
+        cursor.execute("LOCK TABLE small.quarantine IN ACCESS EXCLUSIVE MODE")  # what the write comes to in its middle
+        make_noise(other)
+        with closing(psycopg2.connect(origin.dsn)) as conn, conn, conn.cursor() as work:
+            work.execute(
+                "INSERT INTO visits SELECT i, '2020-03-02'::timestamptz + i * interval '1 s', 'a', 'p', 1 "
+                "FROM generate_series(1000, 60000) AS i"
+            )
+            work.execute("INSERT INTO visits VALUES (60001, '2020-03-03', 'zz', 'p', 1)")
+        blocked = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'small.quarantine'::regclass"
+        wait_until(lambda: registered.query(blocked) == [(True,)], 60, "the write is held up")
+        ((confirmed,),) = origin.execute(slot)
+        intake.process.kill()
+        intake.process.wait(20)
+        blocker.rollback()
+    ((stored,),) = registered.query("SELECT lsn FROM headrace.intake_positions")
+    assert source.lsn_number(confirmed) <= source.lsn_number(stored)
+    start("intake", "small")
+    wait_until(lambda: events(registered) == 50 + 59_001, 60, "it goes on by itself")
+    assert states(registered) == []
+    is_sound(registered)
+
+
+def make_noise(dsn: str) -> None:
+    """WAL that is none of the stream's, in many small commits."""
+    with closing(psycopg2.connect(dsn)) as conn, conn.cursor() as cursor:
+        for _ in range(30):
+            cursor.execute("INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 100)")
+            conn.commit()
 
 
 def test_a_full_disk(registered: Any, origin: Any, start: Callable[..., Worker], small_disk: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.torture.plan import KINDS, deal
+from tests.torture.report import shortcomings
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,3 +44,36 @@ def test_sabotage_is_seen(tmp_path: Path, sabotage: str, field: str) -> None:
     code, found, said = torture(tmp_path / "torture.json", *words)
     assert code == 1, said
     assert found[field] > 0, said
+
+
+def test_a_whole_run_says_what_it_did_not_show() -> None:
+    kinds = dict.fromkeys(KINDS, 20)
+    good = {
+        "kinds": kinds,
+        "changes": 510_000,
+        "takeover_ms": {"n": 60, "p99": 900},
+        "takeover_ms_stopped": {"n": 40, "p99": 3900},
+    }
+    assert shortcomings(good, KINDS) == []
+    bad = {
+        "kinds": kinds | {"slow": 19},
+        "changes": 499_999,
+        "takeover_ms": {"n": 0},
+        "takeover_ms_stopped": {"n": 40, "p99": 4001},
+    }
+    assert shortcomings(bad, KINDS) == [
+        "found 19 faults of kind slow, expected at least 20",
+        "found 499,999 changes, expected at least 500,000",
+        "found 0 takeovers after SIGKILL, expected at least 50",
+        "found takeovers after SIGSTOP with p99 4001 ms, expected at most 4000",
+    ]
+
+
+def test_faults_are_reproducible_and_some_find_idle_intakes_or_a_long_silence() -> None:
+    faults = deal(7, 300, silence=10.0)
+    assert faults == deal(7, 300, silence=10.0)
+    assert min(Counter(f.kind for f in faults).values()) == 20
+    resting = [f for f in faults if f.rest]
+    assert {f.alone for f in resting} == {True, False}
+    assert 30 < len(resting) < 90
+    assert [f.seconds > 10 for f in faults if f.kind == "half_open"].count(True) >= 6

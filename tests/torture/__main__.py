@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.torture import crashes, reference
 from tests.torture.audit import audit
 from tests.torture.faults import Hand
-from tests.torture.plan import KINDS, deal
+from tests.torture.plan import KINDS, Fault, deal
 from tests.torture.report import Report
 from tests.torture.saboteur import KINDS as SABOTAGES
 from tests.torture.stage import ROOT, Stage, wait_until
@@ -34,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kinds", default="", help=f"comma-separated, all by default: {', '.join(KINDS)}")
     parser.add_argument("--changes", type=int, default=1_700, help="that the application commits from fault to fault")
     parser.add_argument("--rate", type=float, default=1_200, help="changes per second at most")
+    parser.add_argument("--silence", type=float, default=8.0, help="seconds of the long half-open networks, at least")
     parser.add_argument("--sabotage", choices=SABOTAGES, help="break the product on purpose, once, half-way")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "torture.json")
     parser.add_argument("--keep", action="store_true", help="leave servers' data and logs behind")
@@ -63,8 +64,8 @@ def main() -> int:
 
 def run(asked: argparse.Namespace, home: Path, began: float) -> bool:
     """Faults, reference, audit, report; tells whether nothing is wrong."""
-    faults = deal(asked.seed, asked.n, asked.kinds)
-    report = Report(asked.seed, asked.n)
+    faults = deal(asked.seed, asked.n, asked.kinds, silence=asked.silence)
+    report = Report(asked.seed, asked.n, asked.kinds)
     stage = Stage(home, asked.seed, asked.rate, asked.sabotage)
     try:
         stage.prepare()
@@ -78,13 +79,15 @@ def run(asked: argparse.Namespace, home: Path, began: float) -> bool:
             stage.application.grant(goal)
             if asked.sabotage and fault.number == (asked.n + 1) // 2:
                 strike(stage)
-            time.sleep(fault.into)
+            rest(stage, fault, goal) if fault.rest else time.sleep(fault.into)
             at = time.time()
             done = hand.do(fault)
+            stage.neighbour.go_on()
             recovered = workers.wait_for_work(at)
             stage.application.wait(goal, 120)
             report.fault(fault, done, recovered, stage.application.changes)
         stage.application.end()
+        stage.neighbour.end()
         changes = stage.application.changes - stage.history
         mark = stage.mark()
         wait_until(lambda: stage.reached(mark), 300, "every intake has everything")
@@ -99,6 +102,16 @@ def run(asked: argparse.Namespace, home: Path, began: float) -> bool:
         return report.finish(asked.json, found, unnamed, crashes.states(stage), changes, time.monotonic() - began)
     finally:
         stage.close()
+
+
+def rest(stage: Stage, fault: Fault, goal: int) -> None:
+    """Let everything arrive, and then nothing happen for a while: intakes are idle."""
+    stage.application.wait(goal, 120)
+    mark = stage.mark()
+    wait_until(lambda: stage.reached(mark), 60, "every intake has what was committed")
+    if fault.alone:
+        stage.neighbour.pause()
+    time.sleep(fault.rest)
 
 
 def strike(stage: Stage) -> None:

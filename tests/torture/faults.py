@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psycopg2
 from tests.torture.cluster import Cluster
 from tests.torture.plan import Fault
 from tests.torture.proxy import Direction
-from tests.torture.stage import LEASE_SECONDS, PLATFORM, SHOP, Role, Stage, wait_until
+from tests.torture.stage import PLATFORM, SHOP, Role, Stage, wait_until
 from tests.torture.workers import Holder, Worker, Workers
 
 from headrace.store import registry
 from headrace.store.db import connect
 
 _TAKEOVER_SECONDS = 60.0
+_TRIES = 5  # to find somebody to hurt
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Done:
     """What a fault did."""
 
     what: str  # one sentence part, for people
-    takeover_ms: float | None = None  # from the signal to when another process wrote for the role
+    takeover_ms: float | None = None  # from the signal to when another process was at work for the role
     by: str = ""  # "kill" or "stop", when a takeover was measured
 
 
@@ -34,7 +34,7 @@ class Hand:
 
     def __init__(self, stage: Stage, workers: Workers) -> None:
         self.stage, self.workers = stage, workers
-        self._doing: dict[str, Callable[[Fault], Done]] = {
+        self._doing: dict[str, Callable[[Fault], Done | None]] = {
             "kill_intake": lambda f: self._kill(Role(f.stream, "intake")),
             "kill_champion": lambda f: self._kill(self._champion(f.stream)),
             "kill_learner": self._kill_challenger,
@@ -52,8 +52,18 @@ class Hand:
         }
 
     def do(self, fault: Fault) -> Done:
-        """Do one fault; when it returns, what can be healed is healed, but nobody needs to work yet."""
-        return self._doing[fault.kind](fault)
+        """Do one fault; when it returns, what can be healed is healed, but nobody needs to work yet.
+
+        Raises
+        ------
+        RuntimeError
+            There was nobody to do it to, again and again.
+        """
+        for _ in range(_TRIES):
+            if (done := self._doing[fault.kind](fault)) is not None:
+                return done
+            self.workers.wait_for_work(time.time())
+        raise RuntimeError(f"fault {fault.number}, {fault.kind}: found nobody to do it to, {_TRIES} times")
 
     def _cluster(self, name: str) -> Cluster:
         return self.stage.source if name == "source" else self.stage.platform
@@ -65,37 +75,37 @@ class Hand:
         finally:
             conn.close()
 
-    def _kill(self, role: Role) -> Done:
+    def _kill(self, role: Role) -> Done | None:
         before = self._holder(role)
         at = time.time()
-        self.workers.signal(before.pid, signal.SIGKILL)
+        if not self._stands_by(role) or not self.workers.signal(before.pid, signal.SIGKILL):
+            return None
         after = self._taken(role, before)
         return Done(f"pid {before.pid} of {role.name} of {role.stream}", 1000 * (after - at), "kill")
 
-    def _stop(self, role: Role) -> Done:
+    def _stop(self, role: Role) -> Done | None:
         before = self._holder(role)
         at = time.time()
-        self.workers.signal(before.pid, signal.SIGSTOP)
+        if not self._stands_by(role) or not self.workers.signal(before.pid, signal.SIGSTOP):
+            return None
         try:
-            if not self._stands_by(role, before.pid):
-                time.sleep(LEASE_SECONDS / 2)  # nobody could take over
-                return Done(f"pid {before.pid} of {role.name} of {role.stream}, nobody stood by")
             after = self._taken(role, before)
         finally:
             self.workers.signal(before.pid, signal.SIGCONT)
         return Done(f"pid {before.pid} of {role.name} of {role.stream}", 1000 * (after - at), "stop")
 
-    def _kill_challenger(self, fault: Fault) -> Done:
+    def _kill_challenger(self, fault: Fault) -> Done | None:
         champions = {self._champion(stream) for stream in self.stage.streams}
         roles = sorted(
             (r for r in self.workers.holders() if r.name != "intake" and r not in champions),
             key=lambda r: (r.stream, r.name),
         )
         role = roles[int(fault.chance * len(roles))]
-        self.workers.signal((pid := self._holder(role).pid), signal.SIGKILL)
+        if not self.workers.signal((pid := self._holder(role).pid), signal.SIGKILL):
+            return None
         return Done(f"pid {pid} of {role.name}")
 
-    def _kill_standby(self, fault: Fault) -> Done:
+    def _kill_standby(self, fault: Fault) -> Done | None:
         found: list[Worker] = []
 
         def somebody() -> bool:
@@ -105,15 +115,16 @@ class Hand:
 
         wait_until(somebody, _TAKEOVER_SECONDS, "a worker runs")
         chosen = found[int(fault.chance * len(found))]
-        self.workers.signal(chosen.pid, signal.SIGKILL)
+        if not self.workers.signal(chosen.pid, signal.SIGKILL):
+            return None
         return Done(f"pid {chosen.pid} of {chosen.role.name} of {chosen.role.stream}")
 
-    def _cut(self, name: str, fault: Fault) -> Done:
+    def _cut(self, name: str, fault: Fault) -> Done | None:
         proxy = self._cluster(name).proxy
         count = proxy.cut(refuse=True)
         time.sleep(fault.seconds)
         proxy.heal()
-        return Done(f"{count} connections, {fault.seconds:.1f} s")
+        return Done(f"{count} connections, {fault.seconds:.1f} s") if count else None
 
     def _slow(self, fault: Fault) -> Done:
         proxy, delay = self._cluster(fault.cluster).proxy, 0.005 + 0.1 * fault.chance
@@ -122,13 +133,15 @@ class Hand:
         proxy.heal()
         return Done(f"the {fault.cluster}'s network by {1000 * delay:.0f} ms, 1 MB/s, {2 * fault.seconds:.1f} s")
 
-    def _half_open(self, fault: Fault) -> Done:
+    def _half_open(self, fault: Fault) -> Done | None:
         proxy = self._cluster(fault.cluster).proxy
         way: Direction = "to server" if fault.chance < 0.5 else "to client"
         count = proxy.silence(way)
-        time.sleep(2 * fault.seconds)
+        time.sleep(fault.seconds)
         proxy.heal()
-        return Done(f"{count} connections to the {fault.cluster}, nothing went {way} for {2 * fault.seconds:.1f} s")
+        if not count:
+            return None
+        return Done(f"{count} connections to the {fault.cluster}, nothing went {way} for {fault.seconds:.1f} s")
 
     def _restart(self, fault: Fault) -> Done:
         self._cluster(fault.cluster).restart()
@@ -138,7 +151,7 @@ class Hand:
         self._cluster(name).crash()
         return Done("")
 
-    def _terminate(self, fault: Fault) -> Done:
+    def _terminate(self, fault: Fault) -> Done | None:
         cluster = self._cluster(fault.cluster)
         database = SHOP if fault.cluster == "source" else PLATFORM
         with cluster.connection(database) as conn, conn.cursor() as cursor:
@@ -149,9 +162,11 @@ class Hand:
             )
             backends = cursor.fetchall()
             if not backends:
-                return Done("nobody was connected")
+                return None
             pid, name = backends[int(fault.chance * len(backends))]
             cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            if cursor.fetchone() != (True,):
+                return None
         return Done(f"backend {pid} of `{name}` at the {fault.cluster}")
 
     def _holder(self, role: Role) -> Holder:
@@ -166,8 +181,13 @@ class Hand:
         wait_until(held, _TAKEOVER_SECONDS, f"somebody holds {role.name} of {role.stream}")
         return found[0]
 
-    def _stands_by(self, role: Role, holder: int) -> bool:
-        return any(w.role == role and w.pid != holder for w in self.workers.running())
+    def _stands_by(self, role: Role) -> bool:
+        """Whether a process follows the log and says so: one that starts would only be slow to take over."""
+        rows = self.stage.platform.query(
+            PLATFORM, "SELECT holder FROM metrics.standbys WHERE (stream, role) = (%s, %s)", role.stream, role.name
+        )
+        alive = {worker.pid for worker in self.workers.running() if not worker.holds}
+        return any(int(holder.rpartition(":")[2]) in alive for (holder,) in rows)
 
     def _taken(self, role: Role, before: Holder) -> float:
         """When somebody else was at work for the role, seconds since 1970."""
@@ -181,21 +201,11 @@ class Hand:
         return found[0]
 
     def _ready(self, role: Role, before: Holder) -> list[float]:
-        query = self.stage.platform.query
-        try:
-            rows = query(
-                PLATFORM,
-                "SELECT extract(epoch FROM ready_at)::float FROM headrace.failovers "
-                "WHERE stream = %s AND role = %s AND token > %s AND ready_at IS NOT NULL ORDER BY token LIMIT 1",
-                *(role.stream, role.name, before.token),
-            )
-            if rows:
-                return [rows[0][0]]
-        except psycopg2.errors.UndefinedTable:
-            pass
-        rows = query(
+        """Who takes a role is at work once it has said so, not when it has the lease."""
+        rows = self.stage.platform.query(
             PLATFORM,
-            "SELECT extract(epoch FROM acquired_at)::float FROM headrace.leases WHERE stream = %s AND role = %s AND token > %s",
+            "SELECT extract(epoch FROM ready_at)::float FROM headrace.failovers "
+            "WHERE stream = %s AND role = %s AND token > %s AND ready_at IS NOT NULL ORDER BY token LIMIT 1",
             *(role.stream, role.name, before.token),
         )
         return [rows[0][0]] if rows else []

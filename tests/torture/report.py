@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from typing import Any
 from tests.torture.audit import Findings
 from tests.torture.faults import Done
 from tests.torture.plan import Fault
+from tests.torture.stage import LEASE_SECONDS
+
+_WHOLE = 300  # faults of a run that is to show everything
+_LEAST = {"kill": 50, "kind": 20, "changes": 500_000}
+_SLOWEST = {"kill": 1000.0, "stop": 1000 * LEASE_SECONDS + 1000}  # ms, p99
 
 
 @dataclass
@@ -20,6 +26,7 @@ class Report:
 
     seed: int
     count: int
+    asked: Collection[str]  # kinds of faults
     kinds: Counter[str] = field(default_factory=Counter)
     takeovers: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by kill or stop, ms
     recoveries: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by kind, seconds
@@ -63,6 +70,9 @@ class Report:
             "states": states,
             "seconds": round(seconds),
         }
+        document["shortcomings"] = short = shortcomings(document, self.asked) if self.count >= _WHOLE else []
+        for line in short:
+            print(f"SHORT  {line}")
         print()
         for name in ("kill", "stop"):
             print(f"takeovers after SIG{name.upper()}: {_summary(self.takeovers[name])} (ms)")
@@ -74,7 +84,41 @@ class Report:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(document, indent=2) + "\n")
         print(f"written to {file}")
-        return not any(document[name] for name in names)
+        return not short and not any(document[name] for name in names)
+
+
+def shortcomings(document: Mapping[str, Any], asked: Collection[str]) -> list[str]:
+    """What a whole run did not show.
+
+    Parameters
+    ----------
+    document
+        As it is written to build/torture.json.
+    asked
+        Kinds of faults that were to be done.
+
+    Examples
+    --------
+    >>> done = {"kinds": {"slow": 19}, "changes": 510_000, "takeover_ms": {"n": 0}, "takeover_ms_stopped": {"n": 0}}
+    >>> shortcomings(done, ["slow"])
+    ['found 19 faults of kind slow, expected at least 20']
+    """
+    kinds, taken = document["kinds"], {"kill": document["takeover_ms"], "stop": document["takeover_ms_stopped"]}
+    found = [
+        f"found {kinds.get(kind, 0)} faults of kind {kind}, expected at least {_LEAST['kind']}"
+        for kind in sorted(asked)
+        if kinds.get(kind, 0) < _LEAST["kind"]
+    ]
+    if document["changes"] < _LEAST["changes"]:
+        found.append(f"found {document['changes']:,} changes, expected at least {_LEAST['changes']:,}")
+    if {"kill_intake", "kill_champion"} <= set(asked) and taken["kill"]["n"] < _LEAST["kill"]:
+        found.append(f"found {taken['kill']['n']} takeovers after SIGKILL, expected at least {_LEAST['kill']}")
+    for name, slowest in _SLOWEST.items():
+        if taken[name]["n"] and taken[name]["p99"] > slowest:
+            found.append(
+                f"found takeovers after SIG{name.upper()} with p99 {taken[name]['p99']} ms, expected at most {slowest:.0f}"
+            )
+    return found
 
 
 def _summary(values: list[float]) -> dict[str, float]:

@@ -20,6 +20,7 @@ import psycopg2
 from psycopg2 import sql
 from tests.torture.application import Application
 from tests.torture.cluster import Cluster
+from tests.torture.neighbour import Neighbour
 from tests.torture.workload import Workload
 
 from headrace.batch.history import import_history
@@ -70,6 +71,7 @@ class Stage:
         self.streams: dict[str, Stream] = {name: load_file(HERE / "streams" / f"{name}.py") for name in STREAMS}
         self.workload = Workload(seed)
         self.application = Application(self.source.dsn(SHOP), self.workload, rate)
+        self.neighbour = Neighbour(self.source.dsn(SHOP))
         self.history = 0  # changes before the streams start
         self._sabotage = sabotage
         self._up: subprocess.Popen[bytes] | None = None
@@ -119,6 +121,7 @@ class Stage:
         """Make the databases, commit some history, register and import the streams, make the reference's slots."""
         self._prepare_source()
         self.application.start()
+        self.neighbour.start()
         self.application.grant(HISTORY)
         self.application.wait(HISTORY, 60)
         self.history = self.application.changes
@@ -147,6 +150,7 @@ class Stage:
     def close(self) -> None:
         """Stop everything that still runs."""
         self.application.end()
+        self.neighbour.end()
         try:
             self.stop()
         finally:

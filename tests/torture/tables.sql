@@ -5,3 +5,4 @@ CREATE TABLE public.payments (
     payment_id text PRIMARY KEY, paid_at timestamptz, card text, amount numeric(12, 2), is_fraud boolean, labeled_at timestamptz);
 ALTER TABLE public.payments REPLICA IDENTITY FULL;
 CREATE TABLE public.committed (number bigint PRIMARY KEY);
+CREATE TABLE public.clicks (click_id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, page text);

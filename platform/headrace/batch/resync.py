@@ -30,7 +30,7 @@ from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import unpack
 from headrace.flow.gate import Rows
 from headrace.flow.join import Counts, Join
-from headrace.flow.recast import can_recast, recast
+from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.wire import Fields
 from headrace.store import db, log, source
 from headrace.store.leases import Lease
@@ -196,7 +196,7 @@ class _Known:
 def _keys(rows: Rows, name: str, key: LogColumn) -> Fields:
     """Keys as the log has them; NULL where one does not fit."""
     index, found = rows.columns[name]
-    return recast(rows.cells.column(index), rows[name], found, key.type_oid)[0]
+    return as_keys(recast(rows.cells.column(index), rows[name], found, key.type_oid)[0], key.type_oid)
 
 
 def _wires(rows: Rows, name: str, key: LogColumn) -> list[bytes | None]:

@@ -21,7 +21,7 @@ from headrace.events import LogColumn
 from headrace.flow.gate import Gate, Rows, event_gate, label_gate, label_values, update_gate
 from headrace.flow.join import NO_TIME, Chunk, Held, Op
 from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
-from headrace.flow.recast import can_recast, recast
+from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.wire import Fields
 
 logger = logging.getLogger(__name__)
@@ -204,6 +204,15 @@ class Admission:
             self.doubled += len(moved)
             self.unlabels(Stretch(stretch.identity, stretch.order, stretch.commit, stretch.commit_time).take(moved))
 
+    def nameless(self, stretch: Stretch) -> None:
+        """Updated rows with labels that do not say which key they had before: an event may keep a label that left it."""
+        table, key = self.stream.label_table, self.stream.label_key
+        reason = (
+            f"the UPDATE does not say which {key} the row had before, so its label may have been another event's; expected "
+            f"{key} in the replica identity of {table}: ALTER TABLE {table} REPLICA IDENTITY FULL, then `headrace source-sql`"
+        )
+        self.refuse(stretch, table, f"identity({key})", reason)
+
     def unlabels(self, stretch: Stretch) -> None:
         """Deleted rows of the labels' table, by their replica identity; one that does not name its event is refused."""
         table, key = self.stream.label_table, self.stream.label_key
@@ -306,6 +315,7 @@ class Admission:
             )
             self._refuse(stretch, np.flatnonzero(bad & ~misfit), table, f"type({name})", reason)
             misfit |= bad
+        fields[key] = as_keys(fields[key], wanted[key])
         if misfit.any():
             kept = np.flatnonzero(~misfit)
             fields, stretch = {name: f.take(kept) for name, f in fields.items()}, stretch.take(kept)

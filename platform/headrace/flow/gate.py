@@ -30,6 +30,7 @@ from headrace.flow.wire import Cells
 from headrace.models.text import NULL
 
 Mask = NDArray[np.bool_]
+LONGEST_KEY = 1024  # bytes: what an index entry holds (2,704) whatever else stands beside the key
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999: what datetime holds
 
 
@@ -111,6 +112,8 @@ class Rows:
         if unsent.any():
             sent = iter(self.take(np.flatnonzero(~unsent)).shown(name))
             return ["(unchanged, not sent)" if gone else next(sent) for gone in unsent.tolist()]
+        if self.columns[name][1] == BPCHAR:  # as a cast to text gives it
+            return self.texts(name)
         column = self[name]
         if kind == "numeric":  # whole, as it was written
             fields = self.cells.column(self.columns[name][0])
@@ -191,7 +194,7 @@ class Gate:
             return "not_ahead", found, f"{time} is {found}, expected at most {hours:g} h after its commit"
         broken = self.rules[rule]
         found = content[broken.column]
-        shown = "NULL" if found is None else repr(found[:80]) if len(found) > 80 else repr(found)
+        shown = "NULL" if found is None else repr(found) if len(found) <= 80 else f"{found[:80]!r}..."
         return broken.name, found, f"{broken.column} is {shown}, expected {broken.expected}"
 
 
@@ -200,6 +203,7 @@ def event_gate(stream: Stream) -> Gate:
     source = stream.source
     rules = [
         _not_null(source.key),
+        _short(source.key),
         _not_null(source.event_time),
         _finite_time(source.event_time),
         *(_finite(column) for column in stream.feature_columns("number")),
@@ -234,9 +238,9 @@ def _max_ahead(stream: Stream) -> int:
 
 
 def _label_rules(stream: Stream) -> list[Rule]:
-    """A label's time and value; rows without a label time have no label yet, where it is in the event's own row."""
+    """A label's key, time and value; rows without a label time have no label yet, where it is in the event's own row."""
     label = stream.label
-    rules = [_finite_time(label.label_time)]
+    rules = [_short(stream.label_key), _finite_time(label.label_time)]
     if label.value.operator == "value":
         column = label.value.column
         rules.append(Rule("label", column, "0, 1, false, true or NULL", lambda rows: ~_binary(rows[column])))
@@ -321,6 +325,15 @@ def compile_expectation(expectation: Expectation) -> list[Rule]:
 
 def _not_null(column: str) -> Rule:
     return Rule(f"not_null({column})", column, "a value", lambda rows: rows[column].null)
+
+
+def _short(column: str) -> Rule:
+    def broken(rows: Rows) -> Mask:
+        mask: Mask = rows.cells.length[rows.columns[column][0]] > LONGEST_KEY
+        return mask
+
+    expected = f"a key of at most {LONGEST_KEY:,} bytes, since events are found by it: give the row a shorter one"
+    return Rule(f"key_bytes({column})", column, expected, broken)
 
 
 def _finite(column: str) -> Rule:

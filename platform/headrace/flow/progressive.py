@@ -73,6 +73,7 @@ class _Answers:
     late: Mask  # corrections that teach
     before: Floats  # of those: the value that is replaced, NaN when there was none
     since: Ints  # of those: the watermark of the label that is replaced
+    fake: Mask  # of those: whether that one was a time-out
 
     @property
     def closing(self) -> Ints:
@@ -100,7 +101,7 @@ class Progressive:
     on_late
         What a correction teaches: nothing (`ignore`), its new value (`learn`), or that with importance weights
         (`reweight`): 1 - p^2 for a time-out taken as negative, p the prediction at its event, and 1 + p for a positive
-        label that comes after it, p the prediction then (Ktena et al. 2019, "Addressing delayed feedback for continuous
+        label that replaces it, p the prediction then (Ktena et al. 2019, "Addressing delayed feedback for continuous
         training with neural networks in CTR prediction", fake negative weighted loss). Target means take the difference,
         decayed since the label that is replaced. A correction without a value, of a deleted label, teaches nothing.
     """
@@ -262,6 +263,7 @@ class Progressive:
             late=late[mine],
             before=batch.y_before[labels][mine],
             since=batch.clock_corrected[labels][mine],
+            fake=batch.corrects_timeout[labels][mine],
         )
 
     def _kept(self, X: Columns) -> Columns:
@@ -340,7 +342,9 @@ class Progressive:
             if self._on_late == "reweight":
                 fake = np.where(answers.timed_out[part][~late], np.nan_to_num(kept.p), 0.0)
                 weight[~late] = np.maximum(1.0 - fake**2, _LEAST)
-        doubted = late & (y == 1.0) if self._on_late == "reweight" else np.zeros(len(y), dtype=np.bool_)
+        doubted = (
+            late & answers.fake[part] & (y == 1.0) if self._on_late == "reweight" else np.zeros(len(y), dtype=np.bool_)
+        )
         learns = np.flatnonzero(~np.isnan(y))
         for run in np.split(learns, np.flatnonzero(doubted[learns])):
             if len(run) and doubted[run[0]]:  # its weight is what the model says when its turn has come

@@ -6,13 +6,14 @@ wire. Anything else is another column and needs another stream.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.flow.copybinary import encode
-from headrace.flow.pgtypes import FLOAT4, FLOAT8, INT2, INT4, INT8, NAME, TEXT, VARCHAR, Column
+from headrace.flow.pgtypes import BPCHAR, FLOAT4, FLOAT8, INT2, INT4, INT8, NAME, TEXT, VARCHAR, Column
 from headrace.flow.wire import Fields
 
 _INTEGERS: dict[int, type[np.signedinteger[Any]]] = {INT2: np.int16, INT4: np.int32, INT8: np.int64}
@@ -47,3 +48,15 @@ def recast(fields: Fields, column: Column, type_oid: int, wanted_oid: int) -> tu
     if (type_oid, wanted_oid) == (FLOAT4, FLOAT8):
         return encode(column.values, wanted_oid, column.null, fields.name), nothing
     return fields, nothing
+
+
+def as_keys(fields: Fields, type_oid: int) -> Fields:
+    """Fields of a key column as the log finds events by them: equal keys have equal bytes.
+
+    Postgres pads a character(n), and compares it without the padding; so a character(5) meets a character(8).
+    """
+    if type_oid != BPCHAR:
+        return fields
+    sent = zip(fields.start.tolist(), fields.length.tolist(), strict=True)
+    length = [n if n <= 0 else len(fields.buffer[start : start + n].tobytes().rstrip(b" ")) for start, n in sent]
+    return replace(fields, length=np.array(length, dtype=np.int32))

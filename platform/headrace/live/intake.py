@@ -11,11 +11,12 @@ import logging
 import struct
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import psycopg2
 from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 
@@ -46,13 +47,19 @@ def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages) ->
     for changes in messages.changes:
         table = f"{changes.relation.namespace or 'pg_catalog'}.{changes.relation.name}"
         inserted, updated, deleted = (np.flatnonzero(changes.kind == kind) for kind in (INSERT, UPDATE, DELETE))
+        nameless, updated = _nameless(changes, updated, stream.source.key if stream.own_row else stream.label_key)
         if table == stream.source.table:
+            if stream.own_row:
+                admission.nameless(_stretch(changes, messages, nameless))
+            else:  # the row has nothing but features, which stay as they were
+                updated = np.union1d(nameless, updated)
             admission.events(_stretch(changes, messages, inserted))
             admission.ignore(len(deleted))
             for part in _by_identity(changes, updated):
                 admission.updates(_stretch(changes, messages, part))
         elif table == stream.label_table:
-            admission.labels(_stretch(changes, messages, np.flatnonzero(changes.kind != DELETE)))
+            admission.nameless(_stretch(changes, messages, nameless))
+            admission.labels(_stretch(changes, messages, np.union1d(inserted, updated)))
             admission.unlabels(_stretch(changes, messages, deleted, old=True))
         else:
             known = f"{stream.source.table} and {stream.label_table}"
@@ -68,6 +75,14 @@ def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages) ->
             commit = int(messages.transaction[truncate.index])
             admission.truncated(f"{relation.namespace or 'pg_catalog'}.{relation.name}", commit)
     return admission
+
+
+def _nameless(changes: Changes, updated: Index, key: str) -> tuple[Index, Index]:
+    """Updates that may have given their row another key without a word of it, and the others."""
+    if any(c.name == key and not c.is_key for c in changes.relation.columns):
+        known = changes.identity[updated] == OLD  # a partition may say more than its root promises
+        return updated[~known], updated[known]
+    return updated[:0], updated
 
 
 def _by_identity(changes: Changes, rows: Index) -> list[Index]:
@@ -200,7 +215,13 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
             )
             reader, looked = Reader(cursor), 0.0
             while not stop():
-                read = reader.read(wait=0.5)
+                try:
+                    read = reader.read(wait=0.5)
+                except SourceError:
+                    # A server that shuts down wants to know how far we are; psycopg2 has told it, up to here.
+                    with suppress(psycopg2.Error):
+                        _rest(conn, stream, lease, reader.idle_at)
+                    raise
                 if isinstance(read, Large):
                     reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
                 elif read is not None:
@@ -264,6 +285,7 @@ def _write_large(
 ) -> str:
     """The same for a transaction that does not fit into memory: twice through it, since the watermark comes first."""
     end, reach = source.lsn_text(large.end_lsn), _NO_CLOCK
+    _rest(conn, stream, lease, source.lsn_text(large.commit_lsn))
     for messages, _ in large.parts():
         chunk = admit(stream, columns, messages).chunk(clocks(messages, stream))
         reach = max(reach, chunk.reach())
@@ -301,6 +323,13 @@ def _move(
     )
     if new:
         db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
+
+
+def _rest(conn: Connection, stream: Stream, lease: Lease, lsn: str) -> None:
+    """Store a position up to which the source has nothing for the stream that the log lacks."""
+    with db.transaction(conn):
+        lease.check(conn)
+        db.row(conn, "rest_position", {"stream": stream.name, "lsn": lsn})
 
 
 def _report(

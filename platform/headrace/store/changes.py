@@ -26,7 +26,7 @@ from headrace.store import source
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CHUNK_MESSAGES = 25_000
-_COMMIT = ord("C")
+_COMMIT, _LOGICAL = ord("C"), ord("M")
 _QUIET_SECONDS = 2.0  # a slot that delivers nothing for so long has nothing more up to now
 _KINDS = {INSERT: "insert", UPDATE: "update", DELETE: "delete"}
 
@@ -37,7 +37,7 @@ class Large:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.session_after = session
-        self.end_lsn = 0
+        self.commit_lsn = self.end_lsn = 0
         self._file = tempfile.TemporaryFile(prefix="headrace-transaction-")  # noqa: SIM115 (`close` closes it)
         self._parts: list[NDArray[np.int64]] = []  # the payloads' lengths
 
@@ -69,6 +69,7 @@ class Reader:
         self._cursor = cursor
         self._payloads: list[bytes] = []
         self._whole = 0  # payloads up to the last Commit
+        self._bytes = 0  # of the payloads
         self._large: Large | None = None  # the transaction that is being received, when it is one
         self._session = Session()
 
@@ -83,19 +84,19 @@ class Reader:
             When the connection ended: the source went away, or took the slot from us.
         """
         deadline = time.monotonic() + wait
-        size = 0
-        while (more := size < _CHUNK_BYTES and len(self._payloads) < _CHUNK_MESSAGES) or not self._whole:
+        while (more := self._bytes < _CHUNK_BYTES and len(self._payloads) < _CHUNK_MESSAGES) or not self._whole:
             if not more:
-                size = self._spill()
+                self._spill()
             try:
                 message = self._cursor.read_message()
             except psycopg2.DatabaseError as error:  # not always an OperationalError
                 why = " ".join(str(error).split())
                 raise SourceError(f"the replication connection ended: {why}", state="source_away") from error
-            if message is not None:
+            # A logical message of no transaction, somebody's heartbeat, is nothing to wait with until the next Commit.
+            if message is not None and not (message.payload[0] == _LOGICAL and message.payload[1] & 1 == 0):
                 payload = message.payload
                 self._payloads.append(payload)
-                size += len(payload)
+                self._bytes += len(payload)
                 if payload[0] == _COMMIT:
                     self._whole = len(self._payloads)
                     if self._large is not None:
@@ -107,23 +108,23 @@ class Reader:
             if left <= 0 or not select.select([self._cursor], [], [], left)[0]:
                 return None
         taken, self._payloads, self._whole = self._payloads[: self._whole], self._payloads[self._whole :], 0
+        self._bytes = sum(map(len, self._payloads))
         messages = parse(b"".join(taken), _offsets(np.array([len(p) for p in taken])), self._session)
         self._session = messages.session
         return messages
 
-    def _spill(self) -> int:
+    def _spill(self) -> None:
         if self._large is None:
             self._large = Large(self._session)
         self._large.add(self._payloads)
-        self._payloads = []
-        return 0
+        self._payloads, self._bytes = [], 0
 
     def _received(self, commit: bytes) -> Large:
         large, self._large = self._large, None
         assert large is not None  # the caller has looked
         large.add(self._payloads)
-        large.end_lsn = int.from_bytes(commit[10:18], "big")
-        self._payloads, self._whole = [], 0
+        large.commit_lsn, large.end_lsn = (int.from_bytes(commit[at : at + 8], "big") for at in (2, 10))
+        self._payloads, self._whole, self._bytes = [], 0, 0
         return large
 
     def done(self, large: Large) -> None:
@@ -146,7 +147,11 @@ class Reader:
         self._cursor.send_feedback(flush_lsn=source.lsn_number(lsn) - 1, force=True)  # type: ignore[no-untyped-call]
 
     def alive(self) -> None:
-        """Tell the source that somebody still reads, while one transaction takes long to write."""
+        """Tell the source that somebody still reads, while one transaction takes long to write.
+
+        Once an idle position was acknowledged, this also confirms what keepalives named after it, up to the transaction:
+        store its Commit's position first.
+        """
         self._cursor.send_feedback(force=True)  # type: ignore[no-untyped-call]
 
 

@@ -37,7 +37,7 @@ from headrace.flow.admit import Admission
 from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.features import series
 from headrace.flow.join import NO_TIME, Answer, Epoch, Held, Join, Joined, Past, new_join
-from headrace.flow.pgtypes import FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
+from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
 from headrace.store.queries import all_queries, query
@@ -393,7 +393,7 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
         When some are missing.
     """
     events, event_columns = _read_events(conn, "read_events", stream, columns, after=after, upto=upto)
-    labels = _unpack(conn, "read_labels", stream, 7, after=after, upto=upto)
+    labels = _unpack(conn, "read_labels", stream, 8, after=after, upto=upto)
     segments = _unpack(conn, "read_segments", stream, 3, after=after, upto=upto)
     starts, watermarks = decode(segments, 0, INT8).values, decode(segments, 1, TIMESTAMPTZ).values
     label_seq = decode(labels, 0, INT8).values
@@ -420,6 +420,7 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
         y_before=decode(labels, 4, FLOAT8).to_float(),
         label_time=decode(labels, 5, TIMESTAMPTZ).values,
         clock_corrected=decode(labels, 6, TIMESTAMPTZ).values,
+        corrects_timeout=decode(labels, 7, BOOL).values,
         clock_labels=watermarks[np.searchsorted(starts, label_seq, side="right") - 1],
         epochs=tuple(EpochRange(n, first, last, k, micros(a), micros(b)) for n, first, last, k, a, b in epochs),
         received_through=moment(int(received[-1])) if len(received) else None,

@@ -101,9 +101,13 @@ def statements(
     tables = needed_columns(stream)
     known: dict[str, Sequence[str] | None] = dict.fromkeys(tables, ()) | dict(identity or {})
     frozen = any(e.kind == "immutable" for e in stream.contract) and known[stream.source.table] is not None
-    if frozen:
-        known[stream.source.table] = None
-    full = f"ALTER TABLE {_quoted(stream.source.table)} REPLICA IDENTITY FULL; -- to see what an UPDATE changed\n"
+    whole = {stream.source.table: "to see what an UPDATE changed"} if frozen else {}
+    for table, key in ((stream.source.table, stream.source.key), (stream.label_table, stream.label_key)):
+        names = (identity or {}).get(table)
+        if names is not None and key not in names:
+            whole.setdefault(table, f"to see which {key} a row had before")
+    known |= dict.fromkeys(whole, None)
+    full = "".join(f"ALTER TABLE {_quoted(t)} REPLICA IDENTITY FULL; -- {why}\n" for t, why in whole.items())
     listed = ",\n    ".join(_published(table, columns, known[table]) for table, columns in tables.items())
     schemas = dict.fromkeys(table.split(".")[0] for table in tables)
     usage = "".join(f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_quoted(role)};\n" for schema in schemas)
@@ -112,7 +116,7 @@ def statements(
         f"-- Prepares a database for the stream {stream.name}. Run it as the tables' owner; wal_level must be logical\n"
         "-- (ALTER SYSTEM SET wal_level = logical, then restart). Bound what a forgotten slot may cost:\n"
         "-- ALTER SYSTEM SET max_slot_wal_keep_size = '10GB';\n"
-        f"{full if frozen else ''}CREATE PUBLICATION {_quoted(stream.publication)} FOR TABLE\n    {listed}\n"
+        f"{full}CREATE PUBLICATION {_quoted(stream.publication)} FOR TABLE\n    {listed}\n"
         "    WITH (publish = 'insert, update, delete', publish_via_partition_root = true);\n"
         f"-- The role that headrace connects as, if it is not there yet:\n"
         f"-- CREATE ROLE {_quoted(role)} LOGIN REPLICATION PASSWORD '...';\n{grants}\n"
@@ -339,26 +343,33 @@ def _check_identity(conn: Connection, stream: Stream) -> Iterator[Finding]:
     frozen = [e.name for e in stream.contract if e.kind == "immutable"]
     for table in needed_columns(stream):
         whole = bool(frozen) and table == stream.source.table
+        key = stream.source.key if table == stream.source.table else stream.label_key
         yield from _partition_identity(
-            conn, table, f"which {frozen[0]} needs to see what an UPDATE changed" if whole else ""
+            conn, table, key, f"which {frozen[0]} needs to see what an UPDATE changed" if whole else ""
         )
 
 
-def _partition_identity(conn: Connection, table: str, needs_full: str) -> Iterator[Finding]:
+def _partition_identity(conn: Connection, table: str, key: str, needs_full: str) -> Iterator[Finding]:
     """Of a table, or of each partition that holds its rows."""
-    parts = db.rows(conn, "source_identity", {"table": _quoted(table)}) or [("n", False, table)]
-    for identity, primary, part in parts:
+    parts = db.rows(conn, "source_identity", {"table": _quoted(table)}) or [("n", False, table, [])]
+    for identity, primary, part, columns in parts:
         name = table if len(parts) == 1 else part
         named = identity in ("f", "i") or (identity == "d" and primary)
         if needs_full and identity != "f":
             remedy = f"ALTER TABLE {part} REPLICA IDENTITY FULL, then `headrace source-sql` again; or leave it out"
             yield Finding(False, f"replica identity of {name}", f"not FULL, {needs_full}", remedy)
             continue
-        found = {"n": "NOTHING", "d": "DEFAULT without a primary key"}.get(identity, identity)
+        if named and identity != "f" and key not in columns:
+            remedy = f"ALTER TABLE {part} REPLICA IDENTITY FULL, then `headrace source-sql` again"
+            names = ", ".join(columns)
+            found = f"{names} without {key}: an UPDATE that gives a row another {key} would not say which it had"
+            yield Finding(False, f"replica identity of {name}", found, remedy)
+            continue
+        kind = {"n": "NOTHING", "d": "DEFAULT without a primary key"}.get(identity, identity)
         yield Finding(
             named,
             f"replica identity of {name}",
-            "names its rows" if named else f"{found}: updates and deletes of published rows would fail",
+            "names its rows" if named else f"{kind}: updates and deletes of published rows would fail",
             f"ALTER TABLE {part} ADD PRIMARY KEY (...), or ALTER TABLE {part} REPLICA IDENTITY FULL",
         )
 
