@@ -191,7 +191,7 @@ def _run(
             row = 0 if k < 0 else ids[i, k]
             if is_label[i]:
                 if row >= 0:
-                    age = float(clock[i] - last[row])
+                    age = max(float(clock[i] - last[row]), 0.0)  # a new row's T is 1970, and its S and N are 0
                     for h in range(width):
                         decay = exp2(-age / half_lives[h])
                         gain, count = weight[i] * y[i], weight[i]
