@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("flights", "window")
+NAMES = ("flights", "models", "window")
 
 
 def main() -> int:

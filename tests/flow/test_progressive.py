@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from headrace.definition import recipes
 from headrace.definition.recipes import Recipe
 from headrace.definition.stream import Stream
 from headrace.errors import ModelError
@@ -173,8 +174,10 @@ def artifacts(small: Stream, log: Log) -> Mapping[bool, bytes]:
     return made
 
 
-@pytest.fixture(params=["river", "slow", "gbdt_lr", "lightgbm"])
+@pytest.fixture(params=["river", "slow", "gbdt_lr", "lightgbm", "ftrl"])
 def recipe(small: Stream, request: pytest.FixtureRequest) -> Recipe:
+    if request.param == "ftrl":
+        return recipes.ftrl(pairs=True, admit_after=2, max_weights=60, target_means=True)
     found = small.recipe(request.param)
     assert found is not None
     return found
@@ -320,6 +323,7 @@ def test_a_label_is_unknown_before_its_entry(make: Any, log: Log, share: float) 
 def predicted(version: Progressive, log: Log) -> NDArray[np.float64]:
     """The probability of each event at its entry, as the model gave it."""
     asked: list[NDArray[np.float64]] = []
+    version.model = _Turns(version.model)
     ask = version.model.ask
 
     def noting(*values: Any) -> Any:
@@ -408,13 +412,21 @@ def test_what_is_dropped_or_corrected_does_not_teach(make: Any, log: Log) -> Non
     assert sum(s.learned for s in taught) == learned + dropped
 
 
+class _Turns:
+    """A model that takes turns, whether or not it could follow a range in one call."""
+
+    def __init__(self, model: Any) -> None:
+        self.memo_width, self.prepare, self.save, self.load = model.memo_width, model.prepare, model.save, model.load
+        self.ask, self.learn, self.predict = model.ask, model.learn, model.predict
+
+
 class _Noting:
     """What a model is taught, beside what it learns."""
 
     def __init__(self, version: Progressive) -> None:
         self.taught: list[tuple[int, float, float]] = []  # clock, y, weight
         self.p: list[float] = []
-        model = version.model
+        model = version.model = _Turns(version.model)
         learn, predict = model.learn, model.predict
 
         def noting(X: Columns, y: Any, memo: Any, weight: Any, clock: Any) -> None:
@@ -426,7 +438,7 @@ class _Noting:
             self.p += p.tolist()
             return p
 
-        model.learn, model.predict = noting, asking  # type: ignore[method-assign]
+        model.learn, model.predict = noting, asking
 
 
 def test_late_labels_teach_as_the_policy_says(make: Any, small: Stream) -> None:

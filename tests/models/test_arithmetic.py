@@ -46,3 +46,6 @@ def test_ends() -> None:
     assert arithmetic.exp(1e9) == math.inf
     assert np.isnan(arithmetic.exp(math.nan))
     assert arithmetic.exp2(-1e9) == 0.0
+    assert arithmetic.exp2(1e9) == arithmetic.exp2(1024.0) == math.inf
+    assert math.isclose(arithmetic.exp2(1023.9), 2.0**1023.9, rel_tol=4 * ULP)
+    assert np.isnan(arithmetic.exp2(math.nan))

@@ -180,3 +180,19 @@ def test_a_state_of_other_keys_is_refused() -> None:
     state = TargetMeans(("carrier",), PRIOR).save()
     with pytest.raises(ModelError, match=r"over \['carrier'\], expected \['origin'\]"):
         TargetMeans(("origin",), PRIOR).load(*state)
+
+
+def test_clocks_before_1970_are_clocks() -> None:
+    """A row that has no label yet has no time either: what lies long before the epoch must not decay it backwards."""
+    read = []
+    for start in (-(10**17), 10**15):
+        means = TargetMeans(KEYS, PRIOR)
+        values = means.keys_of(
+            {"carrier": np.array(["AA"] * 4, dtype=object), "origin": np.array([None] * 4, dtype=object)}
+        )
+        clock = start + np.arange(4, dtype=np.int64) * 3_600_000_000
+        is_label, ones = np.array([False, True, False, False]), np.ones(4)
+        read.append(means.run(values, is_label, ones, ones, clock))
+    for name in read[0]:
+        assert read[0][name].tolist() == read[1][name].tolist()
+        assert np.isfinite(read[0][name]).all()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 
-Kind = Literal["river", "lightgbm", "gbdt_lr"]
+Kind = Literal["river", "ftrl", "lightgbm", "gbdt_lr"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Recipe:
 
     @property
     def bootstraps(self) -> bool:
-        return self.kind != "river"
+        return self.kind in ("lightgbm", "gbdt_lr")
 
     def config(self) -> dict[str, Any]:
         """The recipe as JSON values, the build function as a hash of its source."""
@@ -51,6 +52,65 @@ def river(build: Callable[[], Any], *, name: str = "river", target_means: bool =
     value. `target_means=True` adds the stream's target means as numbers.
     """
     return Recipe("river", name, target_means, {}, build)
+
+
+_FTRL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "alpha": (lambda v: v > 0, "a positive number"),
+    "beta": (lambda v: v >= 0, "0 or more"),
+    "l1": (lambda v: v >= 0, "0 or more"),
+    "l2": (lambda v: v >= 0, "0 or more"),
+    "admit_after": (lambda v: 1 <= v <= 255, "1 to 255 sightings"),
+    "expire_after": (lambda v: v is None or v > 0, "a positive time, or None"),
+    "max_weights": (lambda v: v >= 1, "at least 1"),
+}
+
+
+def ftrl_mistakes(params: Mapping[str, Any]) -> list[str]:
+    """What is wrong with parameters of FTRL, one sentence part each.
+
+    >>> ftrl_mistakes({"alpha": 0.0, "l1": 1.0})
+    ['found alpha=0.0, expected a positive number']
+    """
+    wrong = [
+        (name, params[name], says) for name, (fine, says) in _FTRL.items() if name in params and not fine(params[name])
+    ]
+    return [f"found {name}={value}, expected {says}" for name, value, says in wrong]
+
+
+def ftrl(
+    *,
+    name: str = "ftrl",
+    target_means: bool = False,
+    alpha: float = 0.1,
+    beta: float = 1.0,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    bins: bool = True,
+    pairs: bool = False,
+    admit_after: int = 1,
+    expire_after: timedelta | None = None,
+    max_weights: int = 1 << 22,
+) -> Recipe:
+    """FTRL-Proximal logistic regression (McMahan et al. 2013), learning from the first event on, a hundredth of river's cost.
+
+    Parameters
+    ----------
+    alpha, beta, l1, l2
+        Learning rate alpha / (beta + sqrt(n)) of a weight with n squared gradients, and its penalties.
+    bins
+        Numbers also have a weight for each quarter of a standard deviation.
+    pairs
+        Every pair of categories is a category as well.
+    admit_after
+        Sightings before a value gets a weight.
+    expire_after
+        Stream time without a label after which a weight is forgotten; None for never.
+    max_weights
+        Weights at most, 64 bytes each; then those without a label for longest go.
+    """
+    expires = None if expire_after is None else expire_after // timedelta(microseconds=1)
+    own = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2, "bins": bins, "pairs": pairs, "admit_after": admit_after}
+    return Recipe("ftrl", name, target_means, {**own, "expire_after": expires, "max_weights": max_weights})
 
 
 def lightgbm(*, name: str = "lightgbm", target_means: bool = True, **params: Any) -> Recipe:

@@ -21,7 +21,7 @@ from headrace.events import Columns, EpochRange, LabelKind, LogBatch, Recalled
 from headrace.flow.features import Encoder
 from headrace.flow.openevents import RECENT, OpenEvents, Recent
 from headrace.flow.scores import EpochDigest, ScoreSums
-from headrace.models.contract import Model, take
+from headrace.models.contract import Model, Sequential, take
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import as_names
 
@@ -227,6 +227,35 @@ class Progressive:
         rows = self._rows_of(answers, late_means)
 
         order = np.argsort(np.concatenate([seqs, answers.seq]), kind="stable")
+        if isinstance(self.model, Sequential) and self._on_late != "reweight":
+            self._run(self.model, order, seqs, prepared, rows, answers)
+        else:
+            self._take_turns(order, seqs, clock, prepared, rows, answers, outstanding)
+        self._score(answers, keys)
+        self._open.close(answers.closing)
+
+    def _run(
+        self, model: Sequential, order: Ints, seqs: Ints, prepared: Columns, rows: Columns, answers: _Answers
+    ) -> None:
+        """Entries in order, in one call."""
+        n = len(seqs)
+        coded = np.where(order < n, order, n - 1 - order)
+        teaches = np.concatenate([np.ones(n, dtype=np.bool_), ~np.isnan(answers.y)])
+        p = model.run(coded[teaches[order]], prepared, rows, answers.y, np.ones(len(answers.y)), answers.clock)
+        if n:
+            self._open.answer(int(seqs[0]), p, np.empty((n, 0)))
+
+    def _take_turns(
+        self,
+        order: Ints,
+        seqs: Ints,
+        clock: Ints,
+        prepared: Columns,
+        rows: Columns,
+        answers: _Answers,
+        outstanding: int,
+    ) -> None:
+        """Runs of events and runs of labels, one after the other."""
         is_label = order >= len(seqs)
         for start, end in pairwise(_bounds(is_label)):
             part = slice(int(order[start]), int(order[end - 1]) + 1)
@@ -238,8 +267,6 @@ class Progressive:
                 p, memo = self.model.ask(take(prepared, part), clock[part], outstanding)
                 self._open.answer(int(seqs[part.start]), p, memo)
                 outstanding += end - start
-        self._score(answers, keys)
-        self._open.close(answers.closing)
 
     def _answers(self, batch: LogBatch, labels: slice, event_seq: Ints) -> _Answers:
         """Which labels are learned or release an event here."""

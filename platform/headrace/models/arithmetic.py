@@ -48,14 +48,20 @@ def exp(x: float) -> float:
 
 @njit(cache=True)
 def exp2(x: float) -> float:
-    """Return 2 to the x.
+    """Return 2 to the x; 0 below -1022.5, infinite from 1024 on.
 
-    >>> exp2(-3.0), exp2(0.5)
-    (0.125, 1.414213562373095)
+    >>> exp2(-3.0), exp2(0.5), exp2(1e300)
+    (0.125, 1.414213562373095, inf)
     """
+    if np.isnan(x):
+        return x
+    if x >= 1024.0:
+        return np.inf
     k = np.floor(x + 0.5)
     if k < -1022.0:
         return 0.0
+    if k > 1023.0:
+        return float(exp((x - k) * 0.6931471805599453) * 2.0 * _POWERS[2045])
     return float(exp((x - k) * 0.6931471805599453) * _POWERS[int(k) + 1022])
 
 

@@ -46,6 +46,10 @@ def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None) -> Model
         if recipe.build is None:
             raise ModelError(f"found recipe {recipe.name!r} without a build function, expected recipes.river(build)")
         return RiverModel(recipe.build, key)
+    if recipe.kind == "ftrl":
+        from headrace.models.ftrl import Ftrl
+
+        return Ftrl(**recipe.params)
     if artifact is None:
         raise ModelError(
             f"found no trained trees for recipe {recipe.name!r} ({recipe.kind}), expected a bootstrap's artifact"

@@ -13,7 +13,7 @@ returns may hold any arrays of n rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,32 @@ class Model(Protocol):
 
     def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
         """Take over a state that `save` returned; the model then goes on to the bit as the saved one would have."""
+        ...
+
+
+@runtime_checkable
+class Sequential(Protocol):
+    """A model without a memo that can follow a whole range of the log in one call, to the bits that turns would give."""
+
+    def run(
+        self, order: NDArray[np.int64], events: Columns, labels: Columns, y: Floats, weight: Floats, clock: Clock
+    ) -> Floats:
+        """Predict events and learn labels in their order, as `ask` and `learn` would one after the other.
+
+        Parameters
+        ----------
+        order
+            int64[entries]: r for row r of `events`, -1 - r for row r of `labels`.
+        events, labels
+            Prepared rows.
+        y, weight, clock
+            Of the labels.
+
+        Returns
+        -------
+        float64[events]
+            Probabilities, each with the weights of its turn.
+        """
         ...
 
 

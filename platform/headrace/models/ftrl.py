@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.definition.recipes import ftrl_mistakes
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.arithmetic import sigmoid
@@ -25,7 +26,7 @@ from headrace.models.text import is_category, kernel, keys_of, mix64, seed_of
 _Z, _N = OWN, OWN + 1
 _GROUP_BITS = np.uint64(56)  # a key's high byte is its feature's number: rates are reported by feature
 _MAX_GROUPS = 250
-_COUNT, _MEAN, _SQUARES, _CENTRE, _SPREAD = 0, 1, 2, 3, 4  # of `_scale`
+_COUNT, _MEAN, _SQUARES, _PER_SPREAD, _CENTRE, _BIN = 0, 1, 2, 3, 4, 5  # of `_scale`
 _CLIP = 8.0  # standard deviations: one absurd number must not wreck a weight
 _BINS = 4.0  # to a standard deviation
 _OUTER = 20.0  # the last bin, in bins from the middle
@@ -97,16 +98,9 @@ class Ftrl:
         expire_after: int | None = None,
         max_weights: int = 1 << 22,
     ) -> None:
-        for name, value, fine, expected in (
-            ("alpha", alpha, alpha > 0, "a positive number"),
-            ("beta", beta, beta >= 0, "0 or more"),
-            ("l1", l1, l1 >= 0, "0 or more"),
-            ("l2", l2, l2 >= 0, "0 or more"),
-            ("admit_after", admit_after, 1 <= admit_after <= 255, "1 to 255 sightings"),
-            ("expire_after", expire_after, expire_after is None or expire_after > 0, "a positive time, or None"),
-        ):
-            if not fine:
-                raise ModelError(f"found {name}={value} for FTRL, expected {expected}")
+        own = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2, "admit_after": admit_after}
+        if mistakes := ftrl_mistakes({**own, "expire_after": expire_after, "max_weights": max_weights}):
+            raise ModelError(f"FTRL: {'; '.join(mistakes)}")
         self._params = np.array([1.0 / alpha, beta, l1, l2, float(bins), float(admit_after), float(expire_after or 0)])
         self._pairs = pairs
         self._table = Table(2, max_weights)
@@ -136,22 +130,7 @@ class Ftrl:
         weight: Floats,
         clock: Clock,
     ) -> Floats:
-        """Predict events and learn labels, in their order.
-
-        Parameters
-        ----------
-        order
-            int64[events + labels]: r for row r of `events`, -1 - r for row r of `labels`.
-        events, labels
-            Prepared rows.
-        y, weight, clock
-            Of the labels.
-
-        Returns
-        -------
-        float64[events]
-            Probabilities, each with the weights of its turn.
-        """
+        """Predict events and learn labels, in their order; see `headrace.models.contract.Sequential`."""
         p, at = np.empty(len(events["keys"])), 0
         while True:
             table = self._table
@@ -272,7 +251,7 @@ class Ftrl:
             dtype=np.uint64,
         )
         self._dense = np.zeros((1 + len(layout.numbers), 2))  # z and n of the bias and of each number
-        self._scale = np.zeros((len(layout.numbers), 5))
+        self._scale = np.zeros((len(layout.numbers), 6))
 
 
 class _Layout:
@@ -319,20 +298,20 @@ def _pair(keys: Any, count: Any, group: Any) -> None:
 
 
 @kernel
-def _weight(z: Any, n: Any, params: Any) -> Any:
+def _weight(z: Any, root: Any, params: Any) -> Any:
+    """The weight of z and of the square root of n."""
     if abs(z) <= params[2]:
         return 0.0
     shrunk = z - params[2] if z > 0.0 else z + params[2]
-    return -shrunk / ((params[1] + np.sqrt(n)) * params[0] + params[3])
+    return -shrunk / ((params[1] + root) * params[0] + params[3])
 
 
 @kernel
 def _scaled(x: Any, scale: Any, j: Any) -> Any:
     """A number in standard deviations from its mean; 0 when it is missing."""
-    if not np.isfinite(x) or scale[j, _COUNT] < 1.0 or scale[j, _SQUARES] <= 0.0:
+    if not np.isfinite(x):
         return 0.0
-    value = (x - scale[j, _MEAN]) / np.sqrt(scale[j, _SQUARES] / scale[j, _COUNT])
-    return min(max(value, -_CLIP), _CLIP)
+    return min(max((x - scale[j, _MEAN]) * scale[j, _PER_SPREAD], -_CLIP), _CLIP)
 
 
 @kernel
@@ -340,9 +319,9 @@ def _bin_key(x: Any, scale: Any, j: Any, seed: Any) -> Any:
     """The key of a number's bin, or of its being missing."""
     place = 1_000.0
     if np.isfinite(x):
-        if scale[j, _SPREAD] <= 0.0:
+        if scale[j, _BIN] <= 0.0:
             return np.uint64(0)
-        place = np.floor((x - scale[j, _CENTRE]) / scale[j, _SPREAD] * _BINS)
+        place = np.floor((x - scale[j, _CENTRE]) * scale[j, _BIN])
         place = min(max(place, -_OUTER), _OUTER)
     # The seed's high byte is the feature's number, as that of its keys.
     return _grouped(mix64(np.uint64(np.int64(place) + 2_000) ^ seed), seed >> _GROUP_BITS)
@@ -357,10 +336,11 @@ def _update_scale(x: Any, scale: Any, j: Any) -> None:
     away = x - scale[j, _MEAN]
     scale[j, _MEAN] += away / scale[j, _COUNT]
     scale[j, _SQUARES] += away * (x - scale[j, _MEAN])
+    if scale[j, _SQUARES] > 0.0:
+        scale[j, _PER_SPREAD] = np.sqrt(scale[j, _COUNT] / scale[j, _SQUARES])
     count = np.int64(scale[j, _COUNT])
     if count >= _FIRST_BINS and count & (count - 1) == 0:
-        scale[j, _CENTRE] = scale[j, _MEAN]
-        scale[j, _SPREAD] = np.sqrt(scale[j, _SQUARES] / scale[j, _COUNT])
+        scale[j, _CENTRE], scale[j, _BIN] = scale[j, _MEAN], _BINS * scale[j, _PER_SPREAD]
 
 
 @kernel
@@ -389,34 +369,36 @@ def _admitted(key: Any, sketch: Any, state: Any, wanted: Any) -> Any:
 @kernel
 def _logit(
     keys: Any, i: Any, numbers: Any, offset: Any, cells: Any, floats: Any, oldest: Any, dense: Any, scale: Any, seeds: Any,
-    params: Any, rows: Any, scaled: Any,
+    params: Any, rows: Any, scaled: Any, weights: Any, roots: Any,
 ) -> Any:  # fmt: skip
-    """The logit of one row; leaves in `rows` where its weights are and in `scaled` its numbers."""
-    width, total = keys.shape[1], offset + _weight(dense[0, 0], dense[0, 1], params)
-    for k in range(width + numbers.shape[1]):
-        rows[k] = -1
-        if k < width:
-            key = keys[i, k]
+    """The logit of one row.
+
+    Leaves in `rows` where its weights are and in `scaled` its numbers; in `weights` and `roots` the weights and the square
+    roots of n of what is in the table, then of the bias and of the numbers.
+    """
+    width, count = keys.shape[1], numbers.shape[1]
+    total = offset
+    for j in range(count + 1):
+        at = width + count + j
+        roots[at] = np.sqrt(dense[j, 1])
+        weights[at] = _weight(dense[j, 0], roots[at], params)
+        if j == 0:
+            total += weights[at]
         else:
-            j = k - width
-            scaled[j] = _scaled(numbers[i, j], scale, j)
-            total += _weight(dense[j + 1, 0], dense[j + 1, 1], params) * scaled[j]
-            if params[4] == 0.0:
-                continue
-            key = _bin_key(numbers[i, j], scale, j, seeds[j])
+            scaled[j - 1] = _scaled(numbers[i, j - 1], scale, j - 1)
+            total += weights[at] * scaled[j - 1]
+    for k in range(width + (count if params[4] != 0.0 else 0)):
+        key = keys[i, k] if k < width else _bin_key(numbers[i, k - width], scale, k - width, seeds[k - width])
+        rows[k] = -1
         if key != np.uint64(0):
             row = find(cells, key)
-            if row >= 0 and np.int64(cells[row, LAST]) >= oldest:
-                total += _weight(floats[row, _Z], floats[row, _N], params)
             rows[k] = row
+            if row >= 0:
+                roots[k] = np.sqrt(floats[row, _N])
+                weights[k] = _weight(floats[row, _Z], roots[k], params)
+                if np.int64(cells[row, LAST]) >= oldest:
+                    total += weights[k]
     return total
-
-
-@kernel
-def _step(z: Any, n: Any, g: Any, params: Any) -> Any:
-    more = n + g * g
-    sigma = (np.sqrt(more) - np.sqrt(n)) * params[0]
-    return z + g - sigma * _weight(z, n, params), more
 
 
 @kernel
@@ -426,44 +408,49 @@ def _run(
     seeds: Any, params: Any, p: Any,
 ) -> Any:  # fmt: skip
     """Entries from `at` on; returns where it stopped, before the end when the table must grow."""
-    width, numbers = e_keys.shape[1], e_numbers.shape[1]
-    rows, scaled = np.empty(width + numbers, dtype=np.int64), np.empty(numbers)
+    width, count = e_keys.shape[1], e_numbers.shape[1]
+    binned = width + (count if params[4] != 0.0 else 0)
+    rows, scaled = np.empty(width + count, dtype=np.int64), np.empty(count)
+    weights, roots = np.empty(width + 2 * count + 1), np.empty(width + 2 * count + 1)
     expires = np.int64(params[6])
     for at_entry in range(at, order.shape[0]):
         i = order[at_entry]
-        oldest = state[_NOW] - expires if expires else np.int64(_NEVER)
         if i >= 0:
+            oldest = state[_NOW] - expires if expires else np.int64(_NEVER)
             p[i] = sigmoid(
                 _logit(
-                    e_keys, i, e_numbers, e_offset[i], cells, floats, oldest, dense, scale, seeds, params, rows, scaled
+                    e_keys, i, e_numbers, e_offset[i], cells, floats, oldest, dense, scale, seeds, params, rows, scaled,
+                    weights, roots,
                 )
-            )
+            )  # fmt: skip
             continue
         i = -1 - i
-        if must_grow(cells, counters, width + numbers):
+        if must_grow(cells, counters, width + count):
             return at_entry
         now = clock[i]
         state[_NOW] = now
         oldest = now - expires if expires else np.int64(_NEVER)
-        for j in range(numbers):
+        for j in range(count):
             _update_scale(l_numbers[i, j], scale, j)
         logit = _logit(
-            l_keys, i, l_numbers, l_offset[i], cells, floats, oldest, dense, scale, seeds, params, rows, scaled
-        )
+            l_keys, i, l_numbers, l_offset[i], cells, floats, oldest, dense, scale, seeds, params, rows, scaled, weights,
+            roots,
+        )  # fmt: skip
         g = weight[i] * (sigmoid(logit) - y[i])
-        dense[0, 0], dense[0, 1] = _step(dense[0, 0], dense[0, 1], g, params)
-        for j in range(numbers):
-            if scaled[j] != 0.0:
-                dense[j + 1, 0], dense[j + 1, 1] = _step(dense[j + 1, 0], dense[j + 1, 1], g * scaled[j], params)
+        for j in range(count + 1):
+            mine = g if j == 0 else g * scaled[j - 1]
+            if mine != 0.0:
+                n = dense[j, 1] + mine * mine
+                sigma = (np.sqrt(n) - roots[width + count + j]) * params[0]
+                dense[j, 0] += mine - sigma * weights[width + count + j]
+                dense[j, 1] = n
         moved = False
-        for k in range(width + numbers):
-            row = rows[k]
+        for k in range(binned):
+            row, root, old = rows[k], roots[k], weights[k]
             if row < 0 or moved:  # without a weight, or perhaps no more where it was
-                key = np.uint64(0)
-                if k < width:
-                    key = l_keys[i, k]
-                elif params[4] != 0.0:
-                    key = _bin_key(l_numbers[i, k - width], scale, k - width, seeds[k - width])
+                key = (
+                    l_keys[i, k] if k < width else _bin_key(l_numbers[i, k - width], scale, k - width, seeds[k - width])
+                )
                 if key == np.uint64(0):
                     continue
                 row = find(cells, key)
@@ -472,9 +459,13 @@ def _run(
                         continue
                     row = insert(cells, counters, key, now, oldest)
                     moved = True
+                root = np.sqrt(floats[row, _N])
+                old = _weight(floats[row, _Z], root, params)
             if np.int64(cells[row, LAST]) < oldest:
-                floats[row, _Z], floats[row, _N] = 0.0, 0.0
-            floats[row, _Z], floats[row, _N] = _step(floats[row, _Z], floats[row, _N], g, params)
+                floats[row, _Z], floats[row, _N], root, old = 0.0, 0.0, 0.0, 0.0
+            n = floats[row, _N] + g * g
+            floats[row, _Z] += g - (np.sqrt(n) - root) * params[0] * old
+            floats[row, _N] = n
             cells[row, LAST] = np.uint64(now)
     return order.shape[0]
 

@@ -237,7 +237,8 @@ def _run(
                     row, mine, sums = find(cells, values[i, k]), cells, floats
                     if row < 0:
                         row = insert(cells, state, values[i, k], clock[i], clock[i] - _FORGOTTEN)
-                _decays(float(clock[i] - np.int64(mine[row, LAST])), decay)
+                # Before its first label the overall row has no time; its sums are 0, whatever they decay by.
+                _decays(max(float(clock[i] - np.int64(mine[row, LAST])), 0.0), decay)
                 for h in range(width):
                     gain, count = weight[i] * y[i], weight[i]
                     if corrects:

@@ -1,0 +1,148 @@
+"""What a label costs, and what a model loses: headrace's models against river's pipeline on the same flights.
+
+Everybody sees the same rows in the same order, a label when the flight has landed and not before, and is scored on the last
+80% of the labels. `ftrl` starts from columns in memory, text as bytes, and hashes it within its time; river's pipeline
+starts from dicts that are there already. `progressive` is `ftrl` in the learner's own code, scores and digests included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tests.bench.flights import _FLIGHTS, log_of
+
+from headrace.definition import recipes
+from headrace.definition.load import load_file
+from headrace.demo import flights
+from headrace.events import LogBatch
+from headrace.flow.features import Encoder
+from headrace.flow.progressive import Progressive
+from headrace.flow.scores import GENESIS
+from headrace.models.ftrl import Ftrl
+from headrace.models.river_pipeline import RiverModel
+from headrace.models.text import Text
+
+_WARM_UP = 2_000  # entries, so that no one's time has compilation in it
+_SCORED = 0.8
+Floats = NDArray[np.float64]
+
+
+def in_columns(batch: LogBatch) -> dict[str, Any]:
+    """The log's columns as a learner reads them: text in one buffer, numbers as float64."""
+    columns: dict[str, Any] = {}
+    for name, values in batch.events.items():
+        if values.dtype != object:
+            columns[name] = values
+        elif any(isinstance(value, str) for value in values.tolist()):
+            columns[name] = Text.of(values.tolist())
+        else:
+            columns[name] = np.array([np.nan if v is None else v for v in values.tolist()], dtype=np.float64)
+    return columns
+
+
+def order_of(batch: LogBatch) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    """Entries in log order, as `Sequential.run` takes them, and the row of each label's event."""
+    n = len(batch.event_seq)
+    order = np.argsort(np.concatenate([batch.event_seq, batch.label_seq]), kind="stable")
+    return np.where(order < n, order, n - 1 - order), np.searchsorted(batch.event_seq, batch.label_event)
+
+
+def log_loss(y: Floats, p: Floats) -> float:
+    """Over the last labels."""
+    scored = slice(int((1 - _SCORED) * len(y)), None)
+    p, y = np.clip(p[scored], 1e-6, 1 - 1e-6), y[scored]
+    return float(-np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)))
+
+
+def by_ftrl(batch: LogBatch, **params: Any) -> tuple[Floats, float]:
+    """Probability of each event, and CPU seconds."""
+    encoder, columns = Encoder(load_file(_FLIGHTS)), in_columns(batch)
+    order, row = order_of(batch)
+
+    def go(order: NDArray[np.int64]) -> Floats:
+        model = Ftrl(**params)
+        X = model.prepare(encoder(columns))
+        labels = {name: values[row] for name, values in X.items()}
+        return model.run(order, X, labels, batch.y, np.ones(len(batch.y)), batch.clock_labels)
+
+    go(order[:_WARM_UP])
+    return _timed(lambda: go(order))
+
+
+def by_river(batch: LogBatch) -> tuple[Floats, float]:
+    """The same by the demo's first champion, from dicts."""
+    stream = load_file(_FLIGHTS)
+    assert stream.champion.build is not None
+    order, row = order_of(batch)
+    model = stream.champion.build()
+    rows = RiverModel(stream.champion.build, bytes(16)).prepare(Encoder(stream)(in_columns(batch)))["river_row"]
+    p, y, events = np.full(len(rows), 0.5), (batch.y == 1.0).tolist(), row.tolist()
+
+    def go() -> Floats:
+        predict, learn = model.predict_proba_one, model.learn_one
+        for entry in order.tolist():
+            if entry >= 0:
+                p[entry] = predict(rows[entry]).get(True, 0.5)
+            else:
+                learn(rows[events[~entry]], y[~entry])
+        return p
+
+    return _timed(go)
+
+
+def progressive(batch: LogBatch) -> float:
+    """CPU seconds of `ftrl` in the learner's code."""
+    stream = load_file(_FLIGHTS)
+    columns = in_columns(batch)
+
+    def go() -> Floats:
+        version = Progressive(Ftrl(**recipes.ftrl().params), Encoder(stream), None, stream.slices, 1, GENESIS)
+        list(version.apply(LogBatch(**{**vars(batch), "events": columns})))
+        return np.empty(0)
+
+    _timed(go)
+    return _timed(go)[1]
+
+
+def _timed(go: Callable[[], Floats]) -> tuple[Floats, float]:
+    began = time.process_time()
+    p = go()
+    return p, time.process_time() - began
+
+
+def run() -> dict[str, Any]:
+    """Run the benchmark and print its table."""
+    data = flights.load()
+    batch = log_of(data, int(data.departures["scheduled_at"].cast("int64").to_numpy()[0]))
+    _, row = order_of(batch)
+    found: dict[str, dict[str, float]] = {}
+
+    def note(name: str, p: Floats, seconds: float) -> None:
+        found[name] = {
+            "log_loss": round(log_loss(batch.y, p[row]), 5),
+            "us_per_sample": round(1e6 * seconds / len(batch.y), 3),
+        }
+
+    note("river", *by_river(batch))
+    note("ftrl", *by_ftrl(batch, bins=False))
+    note("ftrl, bins", *by_ftrl(batch))
+    note("ftrl, pairs", *by_ftrl(batch, pairs=True, alpha=0.03))
+    note("ftrl, admitted after 5", *by_ftrl(batch, admit_after=5))
+    learner = 1e6 * progressive(batch) / len(batch.y)
+    river = found["river"]["us_per_sample"]
+    print(f"{len(batch.y):,} labels of a year of flights; predict and learn, one core")
+    print(f"{'model':28} {'log loss':>9} {'us/sample':>10} {'river is':>10}")
+    for name, values in found.items():
+        cost = values["us_per_sample"]
+        print(f"{name:28} {values['log_loss']:9.5f} {cost:10.3f} {river / cost:9.0f}x")
+    print(f"{'ftrl in the learner':28} {'':9} {learner:10.3f} {river / learner:9.0f}x")
+    return {
+        "labels": len(batch.y),
+        "models": found,
+        "ratio_river": round(river / found["ftrl"]["us_per_sample"], 1),
+        "learner_us_per_sample": round(learner, 3),
+    }

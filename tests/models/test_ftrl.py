@@ -1,0 +1,200 @@
+"""FTRL equals the paper's algorithm, row by row; and what keeps its memory bounded costs nothing that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from headrace.definition import recipes
+from headrace.errors import ModelError
+from headrace.models.build import fresh
+from headrace.models.checks import check_model
+from headrace.models.contract import Floats, Sequential, take
+from headrace.models.ftrl import Ftrl
+from headrace.models.snapshot import dump, parse
+from headrace.models.table import EVICTED
+
+Make = Callable[..., Any]
+DAY = 86_400_000_000
+
+
+def online(model: Ftrl, X: dict[str, Any], y: Floats, clock: NDArray[np.int64] | None = None) -> Floats:
+    """Predict each row, then learn it."""
+    prepared, n = model.prepare(X), len(y)
+    clock = np.arange(n, dtype=np.int64) if clock is None else clock
+    order = np.stack([np.arange(n), ~np.arange(n)], axis=1).ravel()
+    return model.run(order, prepared, prepared, y, np.ones(n), clock)
+
+
+def plainly(
+    X: dict[str, Any], y: Floats, *, alpha: float, beta: float = 1.0, l1: float = 0.0, l2: float = 0.0
+) -> Floats:
+    """The paper's Algorithm 1 in dictionaries, over river's scaler; river's own FTRL uses each weight a step late."""
+    from river import preprocessing
+
+    scaler, p = preprocessing.StandardScaler(), []
+    state: dict[str, tuple[float, float]] = {}
+
+    def weight(name: str) -> float:
+        z, n = state.get(name, (0.0, 0.0))
+        return 0.0 if abs(z) <= l1 else -(z - np.sign(z) * l1) / ((beta + np.sqrt(n)) / alpha + l2)
+
+    def features(i: int, *, learns: bool) -> dict[str, float]:
+        row = {name: values[i] for name, values in X.items() if values[i] is not None and values[i] == values[i]}
+        numbers = {name: float(v) for name, v in row.items() if not isinstance(v, str)}
+        if learns:
+            scaler.learn_one(numbers)
+        one_hot = {f"{name}={v}": 1.0 for name, v in row.items() if isinstance(v, str)}
+        scaled = {name: float(np.clip(v, -8.0, 8.0)) for name, v in scaler.transform_one(numbers).items()}
+        return {"bias": 1.0, **one_hot, **scaled}
+
+    def predict(x: dict[str, float]) -> float:
+        return float(1 / (1 + np.exp(-sum(weight(name) * value for name, value in x.items()))))
+
+    for i, label in enumerate(y.tolist()):
+        p.append(predict(features(i, learns=False)))
+        x = features(i, learns=True)
+        error = predict(x) - label
+        changed = {}
+        for name, value in x.items():
+            z, n = state.get(name, (0.0, 0.0))
+            g = error * value
+            changed[name] = (z + g - (np.sqrt(n + g * g) - np.sqrt(n)) / alpha * weight(name), n + g * g)
+        state |= changed
+    return np.array(p)
+
+
+@pytest.mark.parametrize(
+    "params", [{"alpha": 0.1}, {"alpha": 0.5, "beta": 0.3, "l1": 0.7, "l2": 0.2}, {"alpha": 2.0, "l1": 3.0}]
+)
+def test_equals_the_papers_algorithm(stream: Make, params: dict[str, float]) -> None:
+    X, y, _, _ = stream(1_500)
+    ours = online(Ftrl(**params, bins=False), X, y)  # type: ignore[arg-type]
+    np.testing.assert_allclose(ours, plainly(X, y, **params), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        recipes.ftrl(),
+        recipes.ftrl(pairs=True, bins=False, l1=0.5),
+        recipes.ftrl(admit_after=3, max_weights=40),
+    ],
+)
+def test_keeps_the_contract(recipe: recipes.Recipe, stream: Make) -> None:
+    X, y, _, _ = stream(300, seed=1)
+    check_model(lambda: fresh(recipe, key=b""), X, y)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_call_and_turns_give_the_same_bits(stream: Make, seed: int) -> None:
+    """However a range is cut, and when a table is full of what expires."""
+    X, y, _, _ = stream(600, seed)
+    options: dict[str, Any] = {"pairs": True, "admit_after": 2, "max_weights": 300, "expire_after": 50}
+    random = np.random.default_rng(seed)
+    order = random.permutation(np.concatenate([np.arange(600), ~np.arange(600)]))
+    clock = np.empty(600, dtype=np.int64)
+    labels = ~order[order < 0]
+    clock[labels] = np.arange(600)
+    whole, turns = Ftrl(**options), Ftrl(**options)
+    prepared = whole.prepare(X)
+    p = whole.run(order, prepared, prepared, y, np.ones(600), clock)
+    prepared = turns.prepare(X)
+    again = np.empty(600)
+    for first, last in pairwise([0, *np.sort(random.integers(0, 1200, 40)).tolist(), 1200]):
+        for entry in order[first:last].tolist():
+            row = entry if entry >= 0 else ~entry
+            one = take(prepared, np.array([row]))
+            if entry >= 0:
+                again[row] = turns.ask(one, clock[:1], 0)[0][0]
+            else:
+                turns.learn(one, y[row : row + 1], np.empty((1, 0)), np.ones(1), clock[row : row + 1])
+        state = dump(*turns.save())
+        turns = Ftrl(**options)
+        turns.load(*parse(state))
+    assert p.tobytes() == again.tobytes()
+    assert dump(*turns.save()) == dump(*whole.save())
+    assert isinstance(whole, Sequential)
+
+
+def test_values_that_are_seen_once_get_no_weight(stream: Make) -> None:
+    X, y, _, _ = stream(2_000)
+    X["once"] = np.array([f"x{i}" for i in range(2_000)], dtype=object)
+    model, without = Ftrl(admit_after=3, bins=False), Ftrl(admit_after=3, bins=False)
+    p = online(model, X, y)
+    del X["once"]
+    assert p.tobytes() == online(without, X, y).tobytes()
+    assert len(model._table) == len(without._table) < 420
+
+
+def test_memory_is_bounded(stream: Make) -> None:
+    X, y, _, _ = stream(3_000)
+    X["new"] = np.array([f"x{i}" for i in range(3_000)], dtype=object)
+    model = Ftrl(max_weights=600, bins=False)
+    p = online(model, X, y)
+    assert len(model._table) == 600
+    assert model._table.state[EVICTED] > 2_000
+    free = online(Ftrl(bins=False), X, y)
+    loss, unbounded = (float(-np.mean(np.log(np.where(y == 1, q, 1 - q)))) for q in (p, free))
+    assert abs(loss - unbounded) < 0.01
+
+
+def test_what_is_old_is_forgotten_when_it_is_due_and_not_when_room_is_made() -> None:
+    row = {"k": np.array(["a", "b"], dtype=object)}
+    model = Ftrl(expire_after=DAY)
+    X = model.prepare(row)
+
+    def learn(which: int, at: int) -> None:
+        model.learn(take(X, np.array([which])), np.ones(1), np.empty((1, 0)), np.ones(1), np.array([at]))
+
+    learn(0, 0)
+    learn(1, DAY)
+    assert model.predict(X)[0] > 0.52
+    learn(1, DAY + 1)
+    bias = model._dense[0]
+    alone = 1 / (1 + np.exp(bias[0] * 0.1 / (1 + np.sqrt(bias[1]))))
+    assert model.predict(X)[0] == pytest.approx(alone, abs=1e-12), "only the bias is left"
+
+
+def test_rates_and_uncertainty_fall_as_labels_come(stream: Make) -> None:
+    X, y, _, _ = stream(1_000)
+    model = Ftrl(alpha=0.1, l1=1.0)
+    online(model, take(X, slice(0, 200)), y[:200])
+    before = model.uncertainty(model.prepare(X))
+    online(model, take(X, slice(200, None)), y[200:])
+    after = model.uncertainty(model.prepare(X))
+    assert (after > 0).all()
+    assert after.mean() < 0.7 * before.mean()
+    rates = {rate.feature: rate for rate in model.rates()}
+    assert list(rates) == ["carrier", "tail", "wind (bins)", "delay (bins)", "bias", "wind", "delay"]
+    assert rates["carrier"].weights == 4
+    assert rates["tail"].weights > 300
+    assert rates["tail"].nonzero < rates["tail"].weights
+    assert 0 < rates["bias"].p50 < rates["carrier"].p50 < rates["tail"].p50 <= rates["tail"].p90 <= 0.1
+
+
+def test_fixed_terms_of_the_logit(stream: Make) -> None:
+    X, *_ = stream(100)
+    model = Ftrl()
+    offset = np.linspace(-2, 2, 100)
+    p = model.predict(model.prepare({**X, "offset": offset}))
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-offset)), rtol=1e-12)
+
+
+def test_mistakes_are_named(stream: Make) -> None:
+    X, *_ = stream(60)
+    with pytest.raises(ModelError, match=r"FTRL: found alpha=0, expected a positive number; found l1=-1, expected 0"):
+        Ftrl(alpha=0, l1=-1)
+    model = Ftrl()
+    model.prepare(X)
+    with pytest.raises(
+        ModelError, match="found columns carrier, expected those that the model began with: carrier, ta"
+    ):
+        model.prepare({"carrier": X["carrier"]})
+    with pytest.raises(ModelError, match="found 300 features for FTRL, expected at most 250"):
+        Ftrl().prepare({f"c{i}": X["carrier"] for i in range(300)})
