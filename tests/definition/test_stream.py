@@ -94,6 +94,10 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
         lambda s: replace(s, challengers=[recipes.gbdt_lr(depth=object())]),
         "'gbdt_lr' has a parameter that is not a JSON value",
     ),
+    (
+        lambda s: replace(s, champion=recipes.ftrl(alpha=0, expire_after=timedelta(-1))),
+        "recipes: 'ftrl': found alpha=0, expected a positive number",
+    ),
     (lambda s: replace(s, policy=Policy(challenger_slots=1)), "policy.challenger_slots: found 1 for 3 challengers"),
     (lambda s: replace(s, policy=replace(s.policy, min_gain=2.0)), "policy.min_gain: found 2.0, expected a share"),
     (

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
 Kind = Literal["river", "ftrl", "lightgbm", "gbdt_lr"]
+
+
+_FTRL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "alpha": (lambda v: v > 0, "a positive number"),
+    "beta": (lambda v: v >= 0, "0 or more"),
+    "l1": (lambda v: v >= 0, "0 or more"),
+    "l2": (lambda v: v >= 0, "0 or more"),
+    "admit_after": (lambda v: 1 <= v <= 255, "1 to 255 sightings"),
+    "expire_after": (lambda v: v is None or v > 0, "a positive time, or None"),
+    "max_weights": (lambda v: v >= 1, "at least 1"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,16 @@ class Recipe:
     @property
     def bootstraps(self) -> bool:
         return self.kind in ("lightgbm", "gbdt_lr")
+
+    def mistakes(self) -> list[str]:
+        """What is wrong with its parameters, a part of a sentence each.
+
+        >>> Recipe("ftrl", "ftrl", False, {"alpha": 0.0, "l1": 1.0}).mistakes()
+        ['found alpha=0.0, expected a positive number']
+        """
+        rules = _FTRL if self.kind == "ftrl" else {}
+        given = [(name, self.params[name], fine, says) for name, (fine, says) in rules.items() if name in self.params]
+        return [f"found {name}={value}, expected {says}" for name, value, fine, says in given if not fine(value)]
 
     def config(self) -> dict[str, Any]:
         """The recipe as JSON values, the build function as a hash of its source."""
@@ -52,29 +73,6 @@ def river(build: Callable[[], Any], *, name: str = "river", target_means: bool =
     value. `target_means=True` adds the stream's target means as numbers.
     """
     return Recipe("river", name, target_means, {}, build)
-
-
-_FTRL: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "alpha": (lambda v: v > 0, "a positive number"),
-    "beta": (lambda v: v >= 0, "0 or more"),
-    "l1": (lambda v: v >= 0, "0 or more"),
-    "l2": (lambda v: v >= 0, "0 or more"),
-    "admit_after": (lambda v: 1 <= v <= 255, "1 to 255 sightings"),
-    "expire_after": (lambda v: v is None or v > 0, "a positive time, or None"),
-    "max_weights": (lambda v: v >= 1, "at least 1"),
-}
-
-
-def ftrl_mistakes(params: Mapping[str, Any]) -> list[str]:
-    """What is wrong with parameters of FTRL, one sentence part each.
-
-    >>> ftrl_mistakes({"alpha": 0.0, "l1": 1.0})
-    ['found alpha=0.0, expected a positive number']
-    """
-    wrong = [
-        (name, params[name], says) for name, (fine, says) in _FTRL.items() if name in params and not fine(params[name])
-    ]
-    return [f"found {name}={value}, expected {says}" for name, value, says in wrong]
 
 
 def ftrl(

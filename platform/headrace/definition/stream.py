@@ -19,7 +19,7 @@ from typing import Any, Literal
 from headrace.definition.columns import Expression
 from headrace.definition.expect import ROW_KINDS, Expectation
 from headrace.definition.features import Feature
-from headrace.definition.recipes import Recipe, ftrl_mistakes
+from headrace.definition.recipes import Recipe
 
 #: Names that the log gives to its own columns.
 RESERVED_COLUMNS = frozenset(
@@ -282,8 +282,7 @@ def _recipes(stream: Stream) -> Iterator[str]:
     for recipe in stream.recipes():
         if recipe.target_means and not stream.feature_columns("target_mean"):
             yield f"recipes: {recipe.name!r} uses target means, but features declare no target_mean(...)"
-        if recipe.kind == "ftrl":
-            yield from (f"recipes: {recipe.name!r}: {mistake}" for mistake in ftrl_mistakes(recipe.params))
+        yield from (f"recipes: {recipe.name!r}: {mistake}" for mistake in recipe.mistakes())
         try:
             json.dumps(recipe.params)
         except TypeError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.definition.recipes import ftrl_mistakes
+from headrace.definition.recipes import Recipe
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.arithmetic import sigmoid
@@ -98,8 +98,9 @@ class Ftrl:
         expire_after: int | None = None,
         max_weights: int = 1 << 22,
     ) -> None:
-        own = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2, "admit_after": admit_after}
-        if mistakes := ftrl_mistakes({**own, "expire_after": expire_after, "max_weights": max_weights}):
+        own: dict[str, Any] = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2, "admit_after": admit_after}
+        own |= {"expire_after": expire_after, "max_weights": max_weights}
+        if mistakes := Recipe("ftrl", "ftrl", False, own).mistakes():
             raise ModelError(f"FTRL: {'; '.join(mistakes)}")
         self._params = np.array([1.0 / alpha, beta, l1, l2, float(bins), float(admit_after), float(expire_after or 0)])
         self._pairs = pairs
