@@ -39,9 +39,13 @@ JOIN headrace.leases AS l ON l.stream = %(stream)s AND l.role = %(role)s AND l.t
 WHERE k.locktype = 'advisory' AND k.granted AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND (k.classid::bigint << 32 | k.objid::bigint) = hashtextextended('headrace/' || l.stream || '/' || l.role, 0);
 
--- add_failover: a role went from one process to another
+-- add_failover: a role went from one process to another; attempts since then that did not come to work are one with it
+WITH again AS (
+    UPDATE headrace.failovers SET token = %(token)s, to_holder = %(holder)s
+    WHERE stream = %(stream)s AND role = %(role)s AND ready_at IS NULL RETURNING token
+)
 INSERT INTO headrace.failovers (stream, role, token, from_holder, to_holder, why)
-VALUES (%(stream)s, %(role)s, %(token)s, %(from_holder)s, %(holder)s, %(why)s);
+SELECT %(stream)s, %(role)s, %(token)s, %(from_holder)s, %(holder)s, %(why)s WHERE NOT EXISTS (SELECT FROM again);
 
 -- failover_ready: the process that took over is at work
 UPDATE headrace.failovers SET ready_at = clock_timestamp()

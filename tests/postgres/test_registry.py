@@ -293,6 +293,27 @@ def test_a_killed_holder_frees_its_role(registered: Any) -> None:
                 time.sleep(0.01)
 
 
+def test_a_role_that_comes_and_goes_is_waited_for(registered: Any) -> None:
+    """A worker that cannot work takes its role and ends, again and again: whoever repairs it gets its turn."""
+    connect = lambda: closing(db.connect(registered.dsn, role="headrace_intake"))  # noqa: E731
+    with connect() as waiting, connect() as failing:
+        leases.take(failing, "small", "intake", LENGTH)
+        with pytest.raises(LeaseError, match="stop that one first"):
+            leases.take(waiting, "small", "intake", LENGTH, patience=timedelta(seconds=0.05))
+        threading.Timer(0.3, failing.close).start()
+        assert leases.take(waiting, "small", "intake", LENGTH, patience=timedelta(seconds=5)).token == 2
+
+
+def test_attempts_that_come_to_nothing_are_one_failover(registered: Any) -> None:
+    for number in range(4):
+        with closing(db.connect(registered.dsn, role="headrace_intake")) as conn:
+            lease = leases.take(conn, "small", "intake", LENGTH, patience=timedelta(seconds=5))
+            if number in (0, 3):
+                lease.ready(conn)
+    rows = registered.query("SELECT token, ready_at IS NOT NULL FROM headrace.failovers")
+    assert rows == [(4, True)], "three tries to take over from the first one, and the third worked"
+
+
 def test_who_lost_a_role_writes_nothing(registered: Any) -> None:
     """The lock alone would not do: a holder can lose it without noticing, as behind a pooler."""
     with closing(db.connect(registered.dsn, role="headrace_intake")) as old:

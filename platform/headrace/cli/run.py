@@ -278,7 +278,7 @@ def run_resync(settings: Settings, arguments: argparse.Namespace) -> int:
         Reporter(dsn, stream.name) as progress,
     ):
         columns = registry.registered(conn, stream)
-        lease = leases.take(conn, stream.name, "intake", settings.lease)
+        lease = leases.take(conn, stream.name, "intake", settings.lease, patience=settings.lease)
         with leases.kept(dsn, lease, "headrace_intake"):
             done = resync(conn, origin, stream, columns, lease, progress)
     if arguments.json:

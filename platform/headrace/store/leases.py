@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from headrace.store import db
 logger = logging.getLogger(__name__)
 
 _RENEWALS = 4  # within the length of a lease
+_LOOK_SECONDS = 0.02  # between two tries to take a role that is held for moments
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,22 @@ def holder() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def take(conn: Connection, stream: str, role: str, length: timedelta) -> Lease:
+def take(conn: Connection, stream: str, role: str, length: timedelta, *, patience: timedelta = timedelta(0)) -> Lease:
     """Take a role, on the connection that will write for it.
+
+    Parameters
+    ----------
+    patience
+        How long to try: a worker that cannot work takes its role and gives it back, again and again.
 
     Raises
     ------
     LeaseError
         When another connection holds it; the message names the holder.
     """
-    lease = try_take(conn, stream, role, length)
+    until = time.monotonic() + patience.total_seconds()
+    while (lease := try_take(conn, stream, role, length)) is None and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
     if lease is None:
         held = db.row(conn, "who_holds", {"stream": stream, "role": role})
         conn.rollback()
