@@ -68,9 +68,11 @@ FROM STDIN (FORMAT text);
 -- write_quarantine: refused rows of a transaction
 COPY {schema}.quarantine (relation, key, expectation, found, reason, content, lsn, origin, received_at) FROM STDIN (FORMAT text);
 
--- hold_label: keep a label until its event comes
+-- hold_labels: keep labels until their events come
 INSERT INTO {schema}.held (key, y, label_time, deadline, lsn, received_at)
-VALUES (%(key)s, %(y)s, %(label_time)s, %(deadline)s, %(lsn)s, %(received_at)s)
+SELECT t.key::{key_type}, t.y, t.label_time, t.deadline, t.lsn, %(received_at)s
+FROM unnest(%(keys)s::text[], %(ys)s::double precision[], %(label_times)s::timestamptz[], %(deadlines)s::timestamptz[],
+    %(lsns)s::pg_lsn[]) AS t (key, y, label_time, deadline, lsn)
 ON CONFLICT (key) DO UPDATE SET y = excluded.y, label_time = excluded.label_time, deadline = excluded.deadline,
     lsn = excluded.lsn, received_at = excluded.received_at;
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tests.columns import listed
 
 from headrace import category, cross, day_of_week, hour_of_day, number, target_mean
 from headrace.definition.stream import Stream
@@ -42,10 +43,6 @@ def objects(*values: Any) -> NDArray[Any]:
     return made
 
 
-def plain(values: Text | NDArray[Any]) -> list[Any]:
-    return (values.names() if isinstance(values, Text) else values).tolist()
-
-
 def log() -> dict[str, NDArray[Any]]:
     thursday, late_sunday = micros(datetime(1970, 1, 1, tzinfo=UTC)), micros(datetime(1969, 12, 28, 23, 59, tzinfo=UTC))
     return {
@@ -64,7 +61,7 @@ def test_every_kind_of_feature(stream: Stream) -> None:
     encoder = Encoder(stream)
     assert encoder.log_columns == ("colour", "flag", "code", "size", "count", "active", "event_time", "day")
     assert encoder.mean_keys == ("colour",)
-    X = {name: plain(values) for name, values in encoder(log()).items()}
+    X = {name: listed(values) for name, values in encoder(log()).items()}
     assert X["colour"] == ["a", None, "b|c"]
     assert X["flag"] == ["true", None, "false"]
     assert X["code"] == ["7", "-1", "0"]
@@ -84,7 +81,7 @@ def test_rows_do_not_see_each_other(stream: Stream) -> None:
         row = {name: values[i : i + 1] for name, values in log().items()}
         for name, values in encoder({n: _typed(v) for n, v in row.items()}).items():
             assert type(values) is type(whole[name])
-            assert repr(plain(values)) == repr(plain(whole[name][i : i + 1]))
+            assert repr(listed(values)) == repr(listed(whole[name][i : i + 1]))
     assert {len(v) for v in encoder({n: v[:0] for n, v in log().items()}).values()} == {0}
 
 
@@ -104,8 +101,8 @@ def test_hours_and_weekdays_are_those_of_utc(small: Stream, naive: datetime) -> 
     time = naive.replace(tzinfo=UTC)
     features = [hour_of_day("seen_at"), day_of_week("seen_at")]
     X = Encoder(replace(small, features=features))({"event_time": np.array([micros(time)])})
-    assert plain(X["seen_at_hour"]) == [str(time.hour)]
-    assert plain(X["seen_at_weekday"]) == [str(time.weekday())]
+    assert listed(X["seen_at_hour"]) == [str(time.hour)]
+    assert listed(X["seen_at_weekday"]) == [str(time.weekday())]
 
 
 def test_what_the_log_gives_is_encoded_without_python_objects() -> None:

@@ -63,7 +63,7 @@ def same(batches: list[LogBatch]) -> str:
         "clock_labels",
     )
     whole = [np.concatenate([getattr(b, name) for b in batches]).tolist() for name in arrays]
-    columns = [np.concatenate([b.events[name].astype(object) for b in batches]).tolist() for name in batches[0].events]
+    columns = [[v for b in batches for v in listed(b.events[name])] for name in batches[0].events]
     return repr((whole, columns, [e for b in batches for e in b.epochs]))
 
 
@@ -88,7 +88,7 @@ def test_what_is_read_is_what_sql_says(full: Any, conn: Any) -> None:
     events = [e for e in entries if e[1] is not None]
     assert batch.events["key"].tolist() == [e[1] for e in events]
     assert batch.event_time.tolist() == [micros(e[2]) for e in events]
-    assert batch.events["colour"].tolist() == [e[3] for e in events]
+    assert listed(batch.events["colour"]) == [e[3] for e in events]
     labels = [e for e in entries if e[1] is None]
     assert [(s, LabelKind(k).name.lower()) for s, k in zip(batch.label_seq, batch.label_kind, strict=True)] == [
         (e[0], e[7]) for e in labels

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2 import sql
 from psycopg2.extras import execute_values
+from tests.columns import listed
 from tests.system.wrong import LEARNS_THE_OPPOSITE
 
 from headrace.cli.run import register
@@ -33,11 +34,9 @@ from headrace.definition.load import load_file
 from headrace.events import micros
 from headrace.flow.copybinary import unpack
 from headrace.flow.features import series
-from headrace.flow.pgtypes import Column
 from headrace.live.request import EventRow, RowReader
 from headrace.live.supervisor import PINNED
 from headrace.models.engine import engine
-from headrace.models.text import Text
 from headrace.settings import from_env
 from headrace.store import checkpoints, db, log, registry, source
 from headrace.store.embedded import EmbeddedPostgres
@@ -406,14 +405,7 @@ def test_reads_json_as_postgres_does(shop: Shop, row: Row) -> None:
     for i, column in enumerate(columns):
         asked, stored = read.columns[column.name], series(cells, i, column.type_oid)
         assert type(asked) is type(stored)
-        assert repr(plain(asked)) == repr(plain(stored)), column.source
-
-
-def plain(values: Any) -> Any:
-    """Values of a column of the log, whatever form it has."""
-    if isinstance(values, Text):
-        return values.names()
-    return (values.values, values.null) if isinstance(values, Column) else values
+        assert repr(listed(asked)) == repr(listed(stored)), column.source
 
 
 class Client(threading.Thread):

@@ -141,7 +141,7 @@ class Standing:
         """Take over what the log has by now; gives the seq that it has come to."""
         at = log.position(conn, self.stream.name)
         if at is not None and at.seq > self.join.seq:
-            self.appender.resume(conn, self.join, at)
+            self.appender.follow(conn, self.join, at)
         conn.commit()
         return self.join.seq
 

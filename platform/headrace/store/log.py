@@ -221,7 +221,22 @@ class Appender:
         return [str(value) for value in decode(cells, 0, self._columns[0].type_oid).values.tolist()]
 
     def resume(self, conn: Connection, join: Join, at: Position) -> None:
-        """Bring a join to where the log stands: a new one, or one that followed the log up to an earlier position.
+        """Let a join go on where the log stands: a new one, or one that followed the log up to an earlier position.
+
+        Raises
+        ------
+        ForgottenError
+            As `follow`.
+        """
+        self.follow(conn, join, at)
+        join.resume(
+            watermark=NO_TIME if at.watermark is None else micros(at.watermark),
+            epoch=replace(at.epoch),
+            held=self._held(conn),
+        )
+
+    def follow(self, conn: Connection, join: Join, at: Position) -> None:
+        """Bring a join to where the log stands, as far as its entries tell; before it makes one, `resume` it.
 
         Raises
         ------
@@ -241,11 +256,6 @@ class Appender:
                 join.start(max(min(waiting, newest) - 1, 0))
             while join.seq < at.seq:
                 self._follow(conn, join, min(join.seq + _FOLLOW, at.seq))
-        join.resume(
-            watermark=NO_TIME if at.watermark is None else micros(at.watermark),
-            epoch=replace(at.epoch),
-            held=self._held(conn),
-        )
 
     def _follow(self, conn: Connection, join: Join, upto: int) -> None:
         after, remembered = join.seq, upto // self._partition * self._partition
@@ -305,16 +315,17 @@ class Appender:
         if joined.released:
             with conn.cursor() as cursor:
                 cursor.execute(self._typed("release_labels"), {"keys": self._key_text(joined.released)})
-        for text, (commit, label) in zip(self._key_text(list(joined.held)), joined.held.values(), strict=True):
+        if joined.held:
             params = {
-                "key": text,
-                "y": label.y,
-                "label_time": moment(label.time),
-                "deadline": moment(label.deadline),
-                "lsn": commits.end_lsn[commit],
+                "keys": self._key_text(list(joined.held)),
+                "ys": [label.y for _, label in joined.held.values()],
+                "label_times": [moment(label.time) for _, label in joined.held.values()],
+                "deadlines": [moment(label.deadline) for _, label in joined.held.values()],
+                "lsns": [commits.end_lsn[commit] for commit, _ in joined.held.values()],
                 "received_at": now,
             }
-            db.run(conn, "hold_label", params, schema=self.stream)
+            with conn.cursor() as cursor:
+                cursor.execute(self._typed("hold_labels"), params)
 
     def _copy_text(self, conn: Connection, name: str, lines: Any) -> None:
         file = io.StringIO("".join("\t".join(map(_text, line)) + "\n" for line in lines))
