@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psycopg2
 import pytest
+from tests.columns import listed
 
 from headrace.errors import ServerError, SnapshotError
 from headrace.events import Engine, EpochRange, LabelKind, LogBatch, micros
