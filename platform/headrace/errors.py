@@ -68,7 +68,17 @@ class ModelError(HeadraceError):
 
 
 class DivergedError(ModelError):
-    """Two processes that learned the same version from the same log, on the same engine, came to different digests."""
+    """Two processes that learned the same version from the same log, on the same engine, came to different digests.
+
+    Attributes
+    ----------
+    version, epoch
+        What was learned in two ways, and the first epoch whose digests differ.
+    """
+
+    def __init__(self, message: str, *, version: str, epoch: int) -> None:
+        super().__init__(message)
+        self.version, self.epoch = version, epoch
 
 
 class SnapshotError(ModelError):
