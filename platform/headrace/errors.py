@@ -53,6 +53,12 @@ class SlotError(SourceError):
     """The replication slot is in use, lost, or does not fit the stored position."""
 
 
+class SeamError(SlotError):
+    """Changes cannot be read any more: nothing goes on before `headrace resync`."""
+
+    exit_code = 6
+
+
 class DecodeError(HeadraceError):
     """The change stream holds something that headrace cannot decode; nothing is skipped."""
 

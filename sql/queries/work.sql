@@ -30,6 +30,10 @@ WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
 UPDATE headrace.leases SET walsender_pid = %(walsender_pid)s
 WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
 
+-- renewals: when each holder of a role last said that it lives, and for how long that holds
+SELECT holder, token, renewed_at, expires_at - renewed_at FROM headrace.leases
+WHERE stream = ANY (%(streams)s) AND NOT released;
+
 -- last_renewal: when the holder of a role last said that it lives, and for how long that holds
 SELECT token, renewed_at, expires_at - renewed_at FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s AND NOT released;
 
