@@ -53,6 +53,12 @@ class SlotError(SourceError):
     """The replication slot is in use, lost, or does not fit the stored position."""
 
 
+class SeamError(SlotError):
+    """Changes cannot be read any more: nothing goes on before `headrace resync`."""
+
+    exit_code = 6
+
+
 class DecodeError(HeadraceError):
     """The change stream holds something that headrace cannot decode; nothing is skipped."""
 
@@ -68,7 +74,17 @@ class ModelError(HeadraceError):
 
 
 class DivergedError(ModelError):
-    """Two processes that learned the same version from the same log, on the same engine, came to different digests."""
+    """Two processes that learned the same version from the same log, on the same engine, came to different digests.
+
+    Attributes
+    ----------
+    version, epoch
+        What was learned in two ways, and the first epoch whose digests differ.
+    """
+
+    def __init__(self, message: str, *, version: str, epoch: int) -> None:
+        super().__init__(message)
+        self.version, self.epoch = version, epoch
 
 
 class SnapshotError(ModelError):

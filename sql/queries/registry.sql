@@ -127,22 +127,25 @@ INSERT INTO headrace.quality_results (stream, dag_run_id, seq_first, seq_last, e
 VALUES (%(stream)s, %(dag_run_id)s, %(seq_first)s, %(seq_last)s, %(expectation)s, %(success)s, %(rows_checked)s,
     %(rows_unexpected)s, %(observed)s, %(exception)s);
 
--- status_intake: what the intake does
+-- status_intake: what the intake does; last of all, whether its lease was not renewed in time: it hangs, if it runs
 SELECT EXISTS (SELECT FROM pg_locks AS k WHERE k.locktype = 'advisory' AND k.granted
         AND (k.classid::bigint << 32 | k.objid::bigint) = hashtextextended('headrace/' || s.stream || '/intake', 0)),
-    w.phase, w.message, p.seq, p.lsn::text, p.watermark, p.slot_wal_bytes, p.safe_wal_bytes, w.reported_at
+    w.phase, w.message, p.seq, p.lsn::text, p.watermark, p.slot_wal_bytes, p.safe_wal_bytes, w.reported_at,
+    coalesce(NOT h.released AND h.expires_at < clock_timestamp(), false)
 FROM headrace.streams AS s
 LEFT JOIN headrace.intake_positions AS p USING (stream)
 LEFT JOIN headrace.worker_progress AS w ON w.stream = s.stream AND w.role = 'intake'
+LEFT JOIN headrace.leases AS h ON h.stream = s.stream AND h.role = 'intake'
 WHERE s.stream = %(stream)s AND (p.stream IS NOT NULL OR w.stream IS NOT NULL);
 
--- status_versions: what each version does
+-- status_versions: what each version does; last of all, whether its learner's lease was not renewed in time
 SELECT v.version, v.recipe, v.status, coalesce(w.done, v.first_seq - 1), greatest(coalesce(p.seq, 0) - coalesce(w.done, v.first_seq - 1), 0),
     w.phase, w.message, w.reported_at,
     EXISTS (SELECT FROM pg_locks AS k WHERE k.locktype = 'advisory' AND k.granted
         AND (k.classid::bigint << 32 | k.objid::bigint) = hashtextextended('headrace/' || v.stream || '/' || v.version, 0)),
-    l.log_loss, l.labels
+    l.log_loss, l.labels, coalesce(NOT h.released AND h.expires_at < clock_timestamp(), false)
 FROM headrace.versions AS v
+LEFT JOIN headrace.leases AS h ON h.stream = v.stream AND h.role = v.version
 LEFT JOIN headrace.worker_progress AS w ON w.stream = v.stream AND w.role = v.version
 LEFT JOIN headrace.intake_positions AS p ON p.stream = v.stream
 LEFT JOIN metrics.leaderboard AS l ON l.stream = v.stream AND l.version = v.version

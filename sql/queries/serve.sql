@@ -1,2 +1,2 @@
--- checkpoint_seq: where a version's newest checkpoint stands; no row before its first
-SELECT max(seq) FROM headrace.checkpoints WHERE stream = %(stream)s AND version = %(version)s HAVING count(*) > 0;
+-- newest_checkpoint: where a version's newest checkpoint stands, and the engine that wrote it; no row before its first
+SELECT seq, engine FROM headrace.checkpoints WHERE stream = %(stream)s AND version = %(version)s ORDER BY seq DESC LIMIT 1;

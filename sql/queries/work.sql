@@ -30,6 +30,10 @@ WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
 UPDATE headrace.leases SET walsender_pid = %(walsender_pid)s
 WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;
 
+-- renewals: when each holder of a role last said that it lives, and for how long that holds
+SELECT holder, token, renewed_at, expires_at - renewed_at FROM headrace.leases
+WHERE stream = ANY (%(streams)s) AND NOT released;
+
 -- last_renewal: when the holder of a role last said that it lives, and for how long that holds
 SELECT token, renewed_at, expires_at - renewed_at FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s AND NOT released;
 
@@ -83,21 +87,36 @@ WHERE NOT EXISTS (SELECT FROM headrace.incidents WHERE stream = %(stream)s AND r
 INSERT INTO headrace.incidents (stream, role, state, message, opened_at, closed_at)
 VALUES (%(stream)s, %(role)s, %(state)s, %(message)s, %(opened_at)s, now());
 
--- report_endpoint: what is wrong with the answers of one machine; NULL when nothing is
-SELECT headrace.report_endpoint(%(stream)s, %(host)s, %(problem)s);
+-- open_divergence: a replica of a version learned an epoch otherwise than its learner
+INSERT INTO headrace.incidents (stream, role, state, message, version, epoch)
+SELECT %(stream)s, %(role)s, 'diverged', %(message)s, %(version)s, %(epoch)s
+WHERE NOT EXISTS (SELECT FROM headrace.incidents WHERE stream = %(stream)s AND role = %(role)s AND version = %(version)s
+    AND state = 'diverged' AND closed_at IS NULL);
+
+-- report_endpoint: the same of an endpoint on one machine
+SELECT headrace.report_endpoint(%(stream)s, %(host)s, %(version)s, %(epoch)s, %(message)s);
+
+-- settle_divergences: a rebuild proved what a version's learner stored for these epochs
+UPDATE headrace.incidents SET closed_at = now()
+WHERE stream = %(stream)s AND version = %(version)s AND state = 'diverged' AND epoch = ANY (%(epochs)s) AND closed_at IS NULL;
+
+-- drop_divergences: nobody runs the version any more
+UPDATE headrace.incidents SET closed_at = now()
+WHERE stream = %(stream)s AND version = %(version)s AND state = 'diverged' AND closed_at IS NULL;
 
 -- close_state: one named state is over
 UPDATE headrace.incidents SET closed_at = now() WHERE stream = %(stream)s AND role = %(role)s AND state = %(state)s AND closed_at IS NULL;
 
--- close_incidents: the worker is well again
-UPDATE headrace.incidents SET closed_at = now() WHERE stream = %(stream)s AND role = %(role)s AND closed_at IS NULL;
+-- close_incidents: the worker is well again; that says nothing about digests
+UPDATE headrace.incidents SET closed_at = now()
+WHERE stream = %(stream)s AND role = %(role)s AND state <> 'diverged' AND closed_at IS NULL;
 
 -- last_checkpoint: a version's newest state, or the newest up to a seq
 SELECT seq, epoch, digest, engine, arrays, state, learned FROM headrace.checkpoints
 WHERE stream = %(stream)s AND version = %(version)s AND seq <= coalesce(%(until)s::bigint, seq) ORDER BY seq DESC LIMIT 1;
 
 -- digests: the chained digests of a version's epochs
-SELECT epoch, digest, engine FROM headrace.epoch_metrics WHERE stream = %(stream)s AND version = %(version)s ORDER BY epoch;
+SELECT epoch, seq_first, seq_last, digest, engine FROM headrace.epoch_metrics WHERE stream = %(stream)s AND version = %(version)s ORDER BY epoch;
 
 -- last_metrics: the last entry that a version's metrics cover
 SELECT max(seq_last) FROM headrace.epoch_metrics WHERE stream = %(stream)s AND version = %(version)s;

@@ -13,11 +13,19 @@ from typing import Any
 
 import pytest
 from tests.system.workers import LEASE, Worker, wait_until
-from tests.system.wrong import LEARNS_THE_OPPOSITE
+from tests.system.wrong import FLIPS_A_BIT, LEARNS_THE_OPPOSITE
 
 from headrace.models.engine import engine
 from headrace.store import db, log, registry
 from headrace.store.state import open_version
+
+OPEN = "SELECT state, message FROM metrics.incidents WHERE closed_at IS NULL"
+
+
+def rebuild(environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """What `headrace rebuild` says of the champion."""
+    words = [sys.executable, "-P", "-m", "headrace", "rebuild", "small", "small-1"]
+    return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def held_by(registered: Any, role: str) -> int:
@@ -141,10 +149,7 @@ def test_a_learner_goes_on_to_the_bit(
         ((last,),) = registered.query("SELECT max(epoch) FROM headrace.epochs")
         scored = "SELECT max(epoch) FROM headrace.epoch_metrics WHERE version = 'small-1'"
         wait_until(lambda: registered.query(scored) == [(last,)], 20, "every epoch is scored")
-    rebuilt = subprocess.run(
-        [sys.executable, "-P", "-m", "headrace", "rebuild", "small", "small-1"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    rebuilt = rebuild(environment, tmp_path)
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert f"{last} of {last} epochs have equal digests" in rebuilt.stdout
     twice = "SELECT count(*) FROM headrace.epoch_metrics AS m JOIN headrace.epochs AS e USING (stream, epoch)"
@@ -152,7 +157,7 @@ def test_a_learner_goes_on_to_the_bit(
 
 
 def test_a_standby_that_computes_otherwise_says_so_and_stops(
-    registered: Any, origin: Any, start: Callable[..., Worker]
+    registered: Any, origin: Any, start: Callable[..., Worker], environment: dict[str, str], tmp_path: Path
 ) -> None:
     origin.add(*origin.rows(0, 200))
     registered.import_history(origin)
@@ -168,9 +173,65 @@ def test_a_standby_that_computes_otherwise_says_so_and_stops(
             "one of the two computed wrongly, `headrace rebuild small small-1` tells which; this one stops"
         )
         assert good.process.poll() is None
-    ((state, message),) = registered.query("SELECT state, message FROM metrics.incidents WHERE closed_at IS NULL")
+    ((state, message),) = registered.query(OPEN)
     assert state == "diverged"
     assert message.startswith("epoch ")
+    rebuilt = rebuild(environment, tmp_path)
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert "The replica that had another digest was the one that was wrong." in rebuilt.stdout
+    assert registered.query(OPEN) == []
+
+
+def test_a_wrong_writer_stays_a_divergence_whoever_starts_again(
+    registered: Any, origin: Any, start: Callable[..., Worker], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """One bit of a weight flips in the holder; what begins at its checkpoints agrees with it and proves nothing."""
+    origin.add(*origin.rows(0, 200))
+    registered.import_history(origin)
+    words, number = ("learn", "small", "small-1"), 200
+
+    def more() -> int:
+        """Several epochs; gives the log's end."""
+        nonlocal number
+        origin.add(*origin.rows(number, 300))
+        number += 300
+        registered.follow(origin)
+        return int(registered.query("SELECT seq FROM headrace.intake_positions")[0][0])
+
+    def learned(seq: int) -> bool:
+        return bool(
+            registered.query("SELECT 1 FROM headrace.worker_progress WHERE role = 'small-1' AND done >= %s", seq)
+        )
+
+    def followed(worker: Worker, seq: int) -> bool:
+        stood = "SELECT 1 FROM metrics.standbys WHERE holder LIKE %s AND seq >= %s"
+        return bool(registered.query(stood, f"%:{worker.pid}", seq))
+
+    wrong = start(*words, program=FLIPS_A_BIT)
+    wait_until(lambda: held_by(registered, "small-1") == wrong.pid, 30, "the wrong one works")
+    good = start(*words)
+    wait_until(lambda: stands_by(registered, "small-1", good), 30, "the good one stands by")
+    trigger = tmp_path / "sabotage"
+    trigger.touch()
+    more()
+    wait_until(lambda: not trigger.exists(), 20, "the bit is flipped")
+    more()
+    assert good.process.wait(20) == 1
+    assert good.says("one of the two computed wrongly")
+    assert [state for state, _ in registered.query(OPEN)] == ["diverged"]
+
+    again = start(*words)  # as the supervisor does: from the wrong checkpoint
+    wait_until(lambda: stands_by(registered, "small-1", again), 30, "it stands by again")
+    end = more()
+    wait_until(lambda: learned(end) and followed(again, end), 20, "both learned the same")
+    wrong.process.kill()
+    wait_until(lambda: held_by(registered, "small-1") == again.pid, 10, "it took over")
+    end = more()
+    wait_until(lambda: learned(end), 20, "it works")
+    assert [state for state, _ in registered.query(OPEN)] == ["diverged"]
+    rebuilt = rebuild(environment, tmp_path)
+    assert rebuilt.returncode == 5, rebuilt.stdout
+    assert [state for state, _ in registered.query(OPEN)] == ["diverged"]
 
 
 def test_what_a_standby_knows_is_what_a_new_process_reads(

@@ -1,6 +1,7 @@
 """A headrace that computes wrongly, for what must notice it."""
 
 import textwrap
+from pathlib import Path
 
 LEARNS_THE_OPPOSITE = textwrap.dedent(
     """
@@ -16,6 +17,22 @@ LEARNS_THE_OPPOSITE = textwrap.dedent(
         answers.y[part] = 1.0 - answers.y[part]
 
     Progressive._learn = wrong
+    sys.exit(cli.main(sys.argv[1:]))
+    """
+)
+
+FLIPS_A_BIT = textwrap.dedent(
+    f"""
+    import os
+    import sys
+
+    sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+    os.environ["TORTURE_TRIGGER"] = "sabotage"  # while this file is there, in its working directory
+
+    from headrace import cli
+    from tests.torture import saboteur
+
+    saboteur.flip_a_bit()
     sys.exit(cli.main(sys.argv[1:]))
     """
 )

@@ -98,6 +98,7 @@ def _stream_status(conn: Any, name: str) -> dict[str, Any]:
         "running",
         "log_loss",
         "labels",
+        "silent",
     )
     verdict = db.rows(conn, "last_decisions", {"stream": name, "many": 1})
     workers = [dict(zip(keys, row, strict=True)) for row in db.rows(conn, "status_versions", {"stream": name})]
@@ -111,6 +112,7 @@ def _stream_status(conn: Any, name: str) -> dict[str, Any]:
         "slot_wal_bytes",
         "safe_wal_bytes",
         "reported_at",
+        "silent",
     )
     incidents = [
         dict(zip(("role", "state", "message", "since"), row, strict=True))
@@ -139,7 +141,7 @@ def _print_status(one: dict[str, Any]) -> None:
     if intake is None:
         console.print("  intake: never ran")
     else:
-        state = f"runs ({intake['phase']})" if intake["running"] else "does not run"
+        state = _state(intake, f"runs ({intake['phase']})")
         clock = f", stream time {intake['watermark']:%Y-%m-%d %H:%M} UTC" if intake["watermark"] else ""
         wal = (
             f", slot keeps {intake['slot_wal_bytes'] / 1e6:.1f} MB of WAL"
@@ -151,7 +153,7 @@ def _print_status(one: dict[str, Any]) -> None:
     for column in ("version", "recipe", "status", "learner", "position", "behind", "log loss", "labels"):
         table.add_column(column, justify="right" if column in ("position", "behind", "log loss", "labels") else "left")
     for w in one["versions"]:
-        learner = ("runs, " + (w["phase"] or "")) if w["running"] else "does not run"
+        learner = _state(w, f"runs, {w['phase'] or ''}")
         loss = "" if w["log_loss"] is None else f"{w['log_loss']:.4f}"
         labels = "" if w["labels"] is None else f"{w['labels']:,}"
         table.add_row(
@@ -169,6 +171,13 @@ def _print_status(one: dict[str, Any]) -> None:
         )
     for incident in one["incidents"]:
         console.print(f"  [red]{incident['role']}: {incident['state']}: {incident['message']}[/red]", soft_wrap=True)
+
+
+def _state(worker: dict[str, Any], well: str) -> str:
+    """In a word: a process that hangs keeps its connection, and so the role's lock."""
+    if not worker["running"]:
+        return "does not run"
+    return "hangs" if worker["silent"] else well
 
 
 def run_check(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from psycopg2.extensions import connection as Connection
 from headrace.cli.common import platform, show_json, stream_of, until_signalled
 from headrace.definition.load import load_folder
 from headrace.definition.stream import Stream
-from headrace.errors import HeadraceError, LeaseError, ServerError, SourceError
+from headrace.errors import DivergedError, HeadraceError, LeaseError, ServerError, SourceError
 from headrace.settings import Settings, connection, signing_key
 from headrace.store import db, leases, log, registry, source
 
@@ -201,7 +201,10 @@ def _noted(dsn: str, conn: Connection, stream: str, role: str) -> Iterator[None]
         told = suppress(ServerError, psycopg2.Error, MemoryError)
         with told, closing(db.connect(dsn, role="headrace_learner", autocommit=True)) as noting:
             params = {"stream": stream, "role": role, "state": error.state, "message": str(error)}
-            db.run(noting, "open_incident", params)
+            if isinstance(error, DivergedError):
+                db.run(noting, "open_divergence", {**params, "version": error.version, "epoch": error.epoch})
+            else:
+                db.run(noting, "open_incident", params)
         raise
 
 

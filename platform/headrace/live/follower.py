@@ -135,7 +135,6 @@ class Follower:
         self._coming: Following | None = None
         self._newest, self._moved = ("", 0), 0.0  # version and seq of the newest checkpoint, and when it was new
         self._retry_at = 0.0
-        self._well = False  # whether a digest was equal since the start
 
     @property
     def serving(self) -> Following | None:
@@ -215,22 +214,18 @@ class Follower:
         return True
 
     def _compare(self, conn: Connection, following: Following) -> None:
-        """With what its learner stored; an endpoint whose digests are equal is well again."""
+        """With what its learner stored."""
         try:
-            if following.witness.compare(conn) and not self._well:
-                self._report(None)
-                self._well = True
+            following.witness.compare(conn)
         except DivergedError as error:
-            self._report(str(error))
+            params = {"stream": self.stream, "version": error.version, "epoch": error.epoch, "message": str(error)}
+            with closing(db.connect(self._dsn, role="headrace_reader", autocommit=True)) as writing:
+                db.run(writing, "report_endpoint", {**params, "host": socket.gethostname()})
             raise
-
-    def _report(self, problem: str | None) -> None:
-        with closing(db.connect(self._dsn, role="headrace_reader", autocommit=True)) as conn:
-            db.run(conn, "report_endpoint", {"stream": self.stream, "host": socket.gethostname(), "problem": problem})
 
     def _bring(self, conn: Connection, champion: str, position: Position, looked: datetime) -> bool:
         """Bring the champion to where it can take over; True when there was something to do."""
-        row = db.row(conn, "checkpoint_seq", {"stream": self.stream, "version": champion})
+        row = db.row(conn, "newest_checkpoint", {"stream": self.stream, "version": champion})
         newest = 0 if row is None else int(row[0])
         coming = self._coming
         if coming is None or coming.version != champion or newest > coming.seq + _FAR:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import ServerError, SlotError, SourceError
+from headrace.errors import SeamError, ServerError, SourceError
 from headrace.events import LogColumn, micros, moment
 from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import pack
@@ -184,7 +184,7 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
 
     Raises
     ------
-    SlotError
+    SeamError
         When the slot does not fit the stored position.
     LeaseError
         When another process took the role.
@@ -239,8 +239,8 @@ def _watch(dsn: str) -> Connection:
         raise SourceError(str(error), state="source_away") from error
 
 
-def _broken(stream: Stream, why: str) -> SlotError:
-    return SlotError(f"{why}; `headrace resync {stream.name}` closes the gap", state=why.split(":")[0])
+def _broken(stream: Stream, why: str) -> SeamError:
+    return SeamError(f"{why}; `headrace resync {stream.name}` closes the gap", state=why.split(":")[0])
 
 
 def _check_publication(watch: Connection, stream: Stream) -> None:

@@ -59,7 +59,6 @@ class Learner:
     live: Live = field(init=False)
     _pending: list[tuple[EpochScore, EpochCost]] = field(init=False)
     _witness: Witness = field(init=False)
-    _well: bool = False  # whether an epoch was learned here as the holder did
     _written: float = 0.0
     _cpu: float = field(default_factory=time.process_time)
     _rate: float = 0.0
@@ -83,13 +82,20 @@ class Learner:
             As `follow`.
         """
         self._compare()
-        newest = db.row(self.conn, "checkpoint_seq", {"stream": self.stream.name, "version": lease.role})
-        if self._pending or (newest is not None and newest[0] > self.live.progressive.seq):
+        newest = db.row(self.conn, "newest_checkpoint", {"stream": self.stream.name, "version": lease.role})
+        if self._pending or (newest is not None and not self._goes_on(*newest)):
             self._open()
         with db.transaction(self.conn):
             db.run(self.conn, "close_incidents", {"stream": self.stream.name, "role": lease.role})
         self.lease = lease
         lease.ready(self.conn)
+
+    def _goes_on(self, seq: int, engine: str) -> bool:
+        """Whether the state here is the one that goes on after a checkpoint.
+
+        After one of another engine it is not, however far it is: a chain of digests begins where its engine does.
+        """
+        return seq <= self.live.progressive.seq and engine == self.live.engine.id and self._witness.comparable
 
     def follow(self) -> int:
         """Stand by: learn what the log has, as the holder does; gives the seq reached, or -1 when the version is retired.
@@ -109,10 +115,7 @@ class Learner:
 
     def _compare(self) -> None:
         """Forget epochs that the holder has stored, if they are what was learned here."""
-        if self._witness.compare(self.conn) and not self._well:
-            self._well = True
-            params = {"stream": self.stream.name, "role": self.live.version.version, "state": "diverged"}
-            db.run(self.conn, "close_state", params)
+        self._witness.compare(self.conn)
         self.conn.commit()
         self._pending = [(score, cost) for score, cost in self._pending if score.epoch.epoch > self._witness.stored]
 

@@ -30,15 +30,15 @@ class Witness:
     version: str
     engine: str
     stored: int = 0  # newest epoch that the writer stored, as far as it was computed here
+    comparable: bool = True  # whether the writer's chain of digests is the one that goes on here
     _own: dict[int, bytes] = field(default_factory=dict)
-    _comparable: bool = True
 
     def saw(self, scores: Iterable[EpochScore]) -> None:
         """Epochs that ended here."""
         self._own |= {score.epoch.epoch: score.digest for score in scores}
 
-    def compare(self, conn: Connection) -> bool:
-        """Compare with what is stored by now; True when there was something, and it was equal.
+    def compare(self, conn: Connection) -> None:
+        """Compare with what is stored by now. That it is equal does not clear anybody: both may have begun wrongly.
 
         Raises
         ------
@@ -46,19 +46,19 @@ class Witness:
             When the writer stored another digest for an epoch than was computed here, on the same engine.
         """
         if not self._own:
-            return False
+            return
         first, last = min(self._own), max(self._own)
         params = {"stream": self.stream, "version": self.version, "after": max(self.stored, first - 1), "upto": last}
-        equal = False
         for epoch, digest, engine in db.rows(conn, "digests_between", params):
-            self._comparable &= engine == self.engine
-            if self._comparable and bytes(digest) != self._own[epoch]:
+            self.comparable &= engine == self.engine
+            if self.comparable and bytes(digest) != self._own[epoch]:
                 found, here = bytes(digest).hex()[:16], self._own[epoch].hex()[:16]
                 raise DivergedError(
                     f"epoch {epoch} of {self.version} has digest {found} in the metrics and {here} here, on the same engine "
                     f"{engine}: one of the two computed wrongly, `headrace rebuild {self.stream} {self.version}` tells "
-                    "which; this one stops"
+                    "which; this one stops",
+                    version=self.version,
+                    epoch=epoch,
                 )
-            self.stored, equal = epoch, self._comparable
+            self.stored = epoch
             del self._own[epoch]
-        return equal

@@ -212,7 +212,11 @@ def champion(conn: Connection, stream: str) -> str:
 
 def set_status(conn: Connection, stream: str, name: str, status: str, *, was: Sequence[str]) -> bool:
     """Change what a version should be, if it is one of `was`; False when it was not."""
-    return db.run(conn, "set_status", {"stream": stream, "version": name, "status": status, "was": list(was)}) == 1
+    params = {"stream": stream, "version": name, "status": status, "was": list(was)}
+    changed = db.run(conn, "set_status", params) == 1
+    if changed and status not in RUNNING:  # right or wrong, nobody runs it
+        db.run(conn, "drop_divergences", params)
+    return changed
 
 
 def decide(conn: Connection, stream: str, decision: Decision, *, seq: int) -> int:

@@ -381,24 +381,26 @@ CREATE TABLE headrace.incidents (
     role text NOT NULL,
     state text NOT NULL,
     message text NOT NULL,
+    version text,
+    epoch integer,
     opened_at timestamptz NOT NULL DEFAULT now(),
     closed_at timestamptz
 );
 COMMENT ON TABLE headrace.incidents IS 'What went wrong, in a named state, with what repairs it.';
+COMMENT ON COLUMN headrace.incidents.version IS 'Of state diverged: the version that was learned in two ways.';
+COMMENT ON COLUMN headrace.incidents.epoch IS 'Of state diverged: the first epoch whose digests differ.';
 
 -- Endpoints write nothing else, so that headrace_reader is all they need.
-CREATE FUNCTION headrace.report_endpoint(stream text, host text, problem text) RETURNS void
+CREATE FUNCTION headrace.report_endpoint(stream text, host text, version text, epoch integer, message text) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = headrace, pg_temp AS $$
-    UPDATE incidents AS i SET closed_at = now()
-    WHERE i.stream = $1 AND i.role = 'serve on ' || $2 AND i.closed_at IS NULL AND $3 IS NULL;
-    INSERT INTO incidents (stream, role, state, message)
-    SELECT $1, 'serve on ' || $2, 'diverged', $3
-    WHERE $3 IS NOT NULL AND NOT EXISTS (
-        SELECT FROM incidents AS i WHERE i.stream = $1 AND i.role = 'serve on ' || $2 AND i.closed_at IS NULL);
+    INSERT INTO incidents (stream, role, state, message, version, epoch)
+    SELECT $1, 'serve on ' || $2, 'diverged', $5, $3, $4
+    WHERE NOT EXISTS (SELECT FROM incidents AS i
+        WHERE i.stream = $1 AND i.role = 'serve on ' || $2 AND i.version = $3 AND i.closed_at IS NULL);
 $$;
 REVOKE ALL ON FUNCTION headrace.report_endpoint FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION headrace.report_endpoint TO headrace_reader;
-COMMENT ON FUNCTION headrace.report_endpoint IS 'Opens the incident of an endpoint whose digests are not the learner''s, or closes it (NULL).';
+COMMENT ON FUNCTION headrace.report_endpoint IS 'Opens the incident of an endpoint whose digests are not the learner''s.';
 
 -- Privileges: the intake writes the log, learners their checkpoints and metrics, Airflow's tasks steer, people read.
 GRANT USAGE ON SCHEMA headrace TO headrace_intake, headrace_learner, headrace_steer, headrace_reader;
