@@ -31,7 +31,10 @@ FROM pg_publication AS p WHERE p.pubname = %(publication)s;
 
 -- source_settings: what decides whether the server can stream changes
 SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),
-    current_setting('max_slot_wal_keep_size'), current_setting('server_version_num')::int;
+    current_setting('max_slot_wal_keep_size'), current_setting('server_version_num')::int, current_setting('server_encoding');
+
+-- source_patience: milliseconds after which the server gives up a reader that says nothing; it speaks within half of them
+SELECT setting::int FROM pg_settings WHERE name = 'wal_sender_timeout';
 
 -- source_slot: state of a slot
 SELECT slot_name, active, confirmed_flush_lsn::text, wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint,

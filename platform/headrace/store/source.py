@@ -291,7 +291,7 @@ def doctor(dsn: str, stream: Stream) -> list[Finding]:
     with closing(db.connect(dsn, application="headrace doctor", autocommit=True)) as conn:
         settings = db.row(conn, "source_settings")
         assert settings is not None  # one row of settings
-        wal_level, slots, used, keep, version = settings
+        wal_level, slots, used, keep, version, encoding = settings
         findings.append(Finding(True, "connection", f"PostgreSQL {version // 10_000} at {db.describe(dsn)}"))
         remedy = (
             "ALTER SYSTEM SET wal_level = logical, then restart the server (managed services: their parameter group)"
@@ -305,6 +305,10 @@ def doctor(dsn: str, stream: Stream) -> list[Finding]:
                 "raise max_replication_slots, or drop unused ones",
             )
         )
+        if encoding == "SQL_ASCII":
+            found = "SQL_ASCII, which says nothing of what its bytes mean"
+            remedy = "copy the data into a database with the encoding that it has (CREATE DATABASE ... ENCODING 'UTF8')"
+            findings.append(Finding(False, "encoding", found, remedy))
         if keep == "-1":
             findings.append(
                 Finding(
@@ -423,7 +427,10 @@ def replication(dsn: str) -> Iterator[ReplicationCursor]:
     """
     try:
         conn = psycopg2.connect(
-            dsn, connection_factory=LogicalReplicationConnection, application_name="headrace intake", connect_timeout=10
+            dsn,
+            connection_factory=LogicalReplicationConnection,
+            application_name="headrace intake",
+            **db.NETWORK,  # the walsender converts to our encoding, too
         )
     except psycopg2.OperationalError as error:
         raise SourceError(
@@ -441,6 +448,13 @@ def system(cursor: ReplicationCursor) -> System:
     row = cursor.fetchone()
     assert row is not None  # the command always answers
     return System(row[0], row[1], row[2])
+
+
+def patience(conn: Connection) -> float | None:
+    """Seconds that the source waits for a sign of its reader, who may wait as long for one of it; None when without end."""
+    row = db.row(conn, "source_patience")
+    assert row is not None  # one row of settings
+    return row[0] / 1000 or None
 
 
 def create_slot(dsn: str, cursor: ReplicationCursor, slot: str) -> tuple[str, str]:
@@ -529,7 +543,6 @@ def start(cursor: ReplicationCursor, slot: str, publication: str, lsn: str) -> N
             slot_name=slot,
             decode=False,
             start_lsn=lsn_number(lsn),
-            status_interval=60,  # the intake sends feedback itself, more often, once it has stored what it confirms
             options={"proto_version": "1", "publication_names": publication, "binary": "true", "messages": "true"},
         )
     except psycopg2.errors.ObjectInUse as error:
