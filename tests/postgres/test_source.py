@@ -163,6 +163,16 @@ MISTAKES: list[tuple[str, str, str]] = [
         "publication of public.outcomes",
         "lacks visit_id, score, known_at",
     ),
+    (
+        "ALTER PUBLICATION headrace_small SET (publish = 'insert')",
+        "publication headrace_small",
+        "leaves out update, delete, truncate, which would never arrive; ALTER PUBLICATION",
+    ),
+    (
+        "ALTER PUBLICATION headrace_small SET TABLE visits WHERE (visit_id > 5), outcomes",
+        "rows of public.visits",
+        "sends only rows WHERE (visit_id > 5); the others would never arrive",
+    ),
 ]
 
 
@@ -424,9 +434,36 @@ def test_a_table_that_is_unpublished_for_a_while_is_noticed_by_a_running_intake(
     assert running.query("SELECT count(*) FROM small.events") == [(25,)]
 
 
-def test_a_truncated_table_is_noted_and_does_not_stop_the_stream(running: Any, origin: Any) -> None:
-    origin.execute("ALTER PUBLICATION headrace_small SET (publish = 'insert, update, delete, truncate')")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER PUBLICATION headrace_small SET (publish = 'insert, update, delete')",
+        "ALTER PUBLICATION headrace_small SET TABLE visits WHERE (size > 1), outcomes",
+    ],
+)
+def test_a_publication_that_leaves_something_out_is_refused(running: Any, origin: Any, change: str) -> None:
+    origin.execute(change)
     running.trust_publication(origin)
+    with pytest.raises(SourceError, match="would never arrive"):
+        running.follow(origin)
+    origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
+    with pytest.raises(SourceError, match="would never arrive"):
+        running.resync(origin)
+
+
+def test_a_publication_of_whole_schemas_that_changed_is_noticed(running: Any, origin: Any) -> None:
+    origin.execute("DROP PUBLICATION headrace_small")
+    origin.execute("CREATE PUBLICATION headrace_small FOR TABLES IN SCHEMA public")
+    running.trust_publication(origin)
+    running.follow(origin)
+    origin.execute("ALTER PUBLICATION headrace_small DROP TABLES IN SCHEMA public")
+    origin.add(*origin.rows(100, 5))
+    origin.execute("ALTER PUBLICATION headrace_small ADD TABLES IN SCHEMA public")
+    with pytest.raises(SlotError, match="publication_changed: publication 'headrace_small' was changed"):
+        running.follow(origin)
+
+
+def test_a_truncated_table_is_noted_and_does_not_stop_the_stream(running: Any, origin: Any) -> None:
     origin.execute("TRUNCATE outcomes, visits")
     origin.add(*origin.rows(1000, 10))
     running.follow(origin)

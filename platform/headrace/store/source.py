@@ -113,7 +113,7 @@ def statements(
         "-- (ALTER SYSTEM SET wal_level = logical, then restart). Bound what a forgotten slot may cost:\n"
         "-- ALTER SYSTEM SET max_slot_wal_keep_size = '10GB';\n"
         f"{full if frozen else ''}CREATE PUBLICATION {_quoted(stream.publication)} FOR TABLE\n    {listed}\n"
-        "    WITH (publish = 'insert, update, delete', publish_via_partition_root = true);\n"
+        "    WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);\n"
         f"-- The role that headrace connects as, if it is not there yet:\n"
         f"-- CREATE ROLE {_quoted(role)} LOGIN REPLICATION PASSWORD '...';\n{grants}\n"
     )
@@ -370,12 +370,23 @@ def _partition_identity(conn: Connection, table: str, needs_full: str) -> Iterat
 def check_publication(conn: Connection, stream: Stream) -> Iterator[Finding]:
     """Whether the stream's publication sends what it needs."""
     rows = db.rows(conn, "source_publication", {"publication": stream.publication})
-    published = {table: (columns, listed) for table, columns, listed in rows}
+    published = {table: (columns, listed) for table, columns, listed, _ in rows}
     remedy = f"run the statements of `headrace source-sql {stream.name}` as the tables' owner"
     if not published:
         yield Finding(False, f"publication {stream.publication}", "missing, or without tables", remedy)
         return
+    kinds = db.row(conn, "source_publication_kinds", {"publication": stream.publication})
+    left_out = ", ".join(kinds[0]) if kinds is not None else ""
+    every = f"ALTER PUBLICATION {_quoted(stream.publication)} SET (publish = 'insert, update, delete, truncate')"
+    found = f"leaves out {left_out}, which would never arrive" if left_out else "sends every kind of change"
+    yield Finding(not left_out, f"publication {stream.publication}", found, every)
     identity, needed = identity_columns(conn, stream), needed_columns(stream)
+    for table, _, _, rule in rows:
+        if rule is not None and table in needed:
+            found = f"sends only rows WHERE {rule}; the others would never arrive, nor rows that change so"
+            yield Finding(
+                False, f"rows of {table}", found, f"DROP PUBLICATION {_quoted(stream.publication)}; then {remedy}"
+            )
     for table, columns in needed.items():
         sent, listed = published.get(table, ((), False))
         missing = [c for c in dict.fromkeys((*columns, *(identity[table] or ()))) if c not in (sent or ())]
