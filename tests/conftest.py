@@ -316,7 +316,7 @@ def registered(platform: str, origin: SmallSource, small: Stream) -> Registered:
 
 def free_slots(cursor: Any) -> None:
     """Slots belong to the whole server: none outlives its test."""
-    cursor.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
+    cursor.execute("SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE active")
     cursor.execute("SELECT slot_name FROM pg_replication_slots WHERE NOT temporary")
     for (slot,) in cursor.fetchall():
         for _ in range(100):

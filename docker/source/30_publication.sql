@@ -4,7 +4,7 @@
 CREATE PUBLICATION "headrace_flights" FOR TABLE
     "public"."departures" ("flight_id", "scheduled_at", "carrier", "origin", "dest", "tailnum", "distance", "scheduled_minutes", "plane_year", "plane_seats", "temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visibility"),
     "public"."arrivals" ("flight_id", "arr_delay", "landed_at")
-    WITH (publish = 'insert, update, delete', publish_via_partition_root = true);
+    WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);
 -- The role that headrace connects as, if it is not there yet:
 -- CREATE ROLE "headrace" LOGIN REPLICATION PASSWORD '...';
 GRANT USAGE ON SCHEMA "public" TO "headrace";

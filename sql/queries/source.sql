@@ -22,20 +22,31 @@ WHERE (c.oid = to_regclass(%(table)s) OR c.oid IN (SELECT t.relid FROM pg_partit
         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END))
 ORDER BY a.attnum;
 
--- source_publication: tables of a publication with the columns it sends, and whether they were listed
+-- source_publication_kinds: kinds of change that a publication leaves out
+SELECT array_remove(ARRAY[CASE WHEN NOT pubinsert THEN 'insert' END, CASE WHEN NOT pubupdate THEN 'update' END,
+    CASE WHEN NOT pubdelete THEN 'delete' END, CASE WHEN NOT pubtruncate THEN 'truncate' END], NULL)
+FROM pg_publication WHERE pubname = %(publication)s;
+
+-- source_publication: tables of a publication with the columns it sends, whether they were listed, and which rows it sends
 SELECT p.schemaname || '.' || p.tablename, p.attnames::text[], EXISTS (
     SELECT FROM pg_publication_rel AS r JOIN pg_publication AS b ON b.oid = r.prpubid
-    WHERE b.pubname = p.pubname AND r.prrelid = format('%%I.%%I', p.schemaname, p.tablename)::regclass AND r.prattrs IS NOT NULL)
+    WHERE b.pubname = p.pubname AND r.prrelid = format('%%I.%%I', p.schemaname, p.tablename)::regclass AND r.prattrs IS NOT NULL),
+    p.rowfilter
 FROM pg_publication_tables AS p WHERE p.pubname = %(publication)s;
 
 -- source_publication_made: the catalog rows that a publication is made of; any change of it is another text
 SELECT format('%%s.%%s', p.oid, p.xmin) || coalesce((
         SELECT string_agg(format(' %%s.%%s', r.oid, r.xmin), '' ORDER BY r.oid) FROM pg_publication_rel AS r WHERE r.prpubid = p.oid), '')
+    || coalesce((
+        SELECT string_agg(format(' %%s.%%s', n.oid, n.xmin), '' ORDER BY n.oid) FROM pg_publication_namespace AS n WHERE n.pnpubid = p.oid), '')
 FROM pg_publication AS p WHERE p.pubname = %(publication)s;
 
 -- source_settings: what decides whether the server can stream changes
 SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),
-    current_setting('max_slot_wal_keep_size'), current_setting('server_version_num')::int;
+    current_setting('max_slot_wal_keep_size'), current_setting('server_version_num')::int, current_setting('server_encoding');
+
+-- source_patience: milliseconds after which the server gives up a reader that says nothing; it speaks within half of them
+SELECT setting::int FROM pg_settings WHERE name = 'wal_sender_timeout';
 
 -- source_slot: state of a slot
 SELECT slot_name, active, confirmed_flush_lsn::text, wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg2
 import pytest
-from tests.conftest import Registered, database_of
+from tests.conftest import START, TABLES, Registered, SmallSource, database_of, free_slots
 
 from headrace.errors import SourceError
 from headrace.store import changes, source
+from headrace.store.copyboth import CopyBoth
+from headrace.store.embedded import EmbeddedPostgres
 
 
 @pytest.fixture
@@ -263,6 +267,120 @@ def test_messages_outside_of_transactions_hold_nothing_up(running: Any, origin: 
     running.follow(origin)
     assert keys(running, 100) == list(range(100, 140))
     balanced(running)
+
+
+@contextmanager
+def reading(origin: Any, patience: float = changes.PATIENCE) -> Iterator[changes.Reader]:
+    """A reader of the small stream's slot, from where it stands."""
+    with source.replication(origin.dsn) as cursor:
+        source.start(cursor, "headrace_small", "headrace_small", "0/0")
+        yield changes.Reader(cursor, patience)
+
+
+def confirmed(origin: Any) -> str:
+    ((lsn,),) = origin.execute(
+        "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'headrace_small'"
+    )
+    return str(lsn)
+
+
+def test_a_source_that_asks_is_told_what_is_stored_and_no_more(running: Any, origin: Any) -> None:
+    """It asks when it heard nothing for half of its timeout, and when it shuts down."""
+    origin.execute(f"ALTER DATABASE {database_of(origin.dsn)} SET wal_sender_timeout = '2s'")
+    before, asked = confirmed(origin), 0
+    with reading(origin) as reader:
+        while asked < 3:
+            origin.execute("CREATE TABLE IF NOT EXISTS other AS SELECT 1; INSERT INTO other VALUES (1)")
+            assert reader.read(wait=0.5) is None
+            if reader.asked:
+                reader.alive()
+                asked += 1
+        assert source.lsn_number(reader.idle_at) > source.lsn_number(before)
+        assert confirmed(origin) == before
+        reader.acknowledge(reader.idle_at)
+        deadline = time.monotonic() + 10
+        while confirmed(origin) != reader.idle_at:
+            assert time.monotonic() < deadline, "what is stored is confirmed"
+
+
+def test_what_others_say_outside_of_transactions_is_no_part_of_one(
+    running: Any, origin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heartbeats of other programs: neither do they hold the slot, nor are they a transaction that is never committed."""
+    monkeypatch.setattr(changes, "_CHUNK_BYTES", 2_000)
+    say = "SELECT pg_logical_emit_message(false, 'other', repeat('x', 300))::text FROM generate_series(1, %s)"
+    ((said,), *_) = origin.execute(say, 1)
+    running.follow_until(origin, lambda lsn: source.lsn_number(lsn) > source.lsn_number(said))
+    origin.execute(say, 100)
+    origin.add(*origin.rows(100, 100))
+    origin.execute(say, 100)
+    running.follow(origin)
+    assert running.query("SELECT count(*) FROM small.events") == [(120,)]
+    balanced(running)
+
+
+def test_a_large_transaction_that_comes_slowly_waits_in_its_file(
+    running: Any, origin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little comes at a time, and the reader's caller can do its other work meanwhile."""
+    origin.add(*origin.rows(100, 400))
+    monkeypatch.setattr(changes, "_CHUNK_BYTES", 4_000)
+    message, counts = CopyBoth.message, itertools.count()
+
+    def slowly(copy: CopyBoth) -> bytes | None:
+        return None if next(counts) % 5 == 0 else message(copy)
+
+    monkeypatch.setattr(CopyBoth, "message", slowly)
+    with reading(origin) as reader:
+        reads = 0
+        while not isinstance(read := reader.read(wait=0), changes.Large):
+            assert read is None and sum(map(len, reader._payloads)) < 4_500
+            reads += 1
+        assert reads > 50
+        read.close()
+
+
+def test_a_text_of_another_encoding_arrives_as_it_is_meant(
+    registered: Any, server: EmbeddedPostgres, small: Any, free: list[str]
+) -> None:
+    origin = encoded(server, small, "LATIN1", free)
+    origin.add([(1, START, "a", "Köln", 1.0)], [])
+    registered.import_history(origin)
+    origin.add([(2, START, "b", "Málaga", 1.0)], [])
+    registered.follow(origin)
+    assert registered.query("SELECT key, place FROM small.events ORDER BY 1") == [(1, "Köln"), (2, "Málaga")]
+
+
+def test_bytes_without_an_encoding_are_refused_by_name(server: EmbeddedPostgres, small: Any, free: list[str]) -> None:
+    origin = encoded(server, small, "SQL_ASCII", free)
+    ((what, said),) = [(f.what, f"{f.found}; {f.remedy}") for f in source.doctor(origin.dsn, small) if not f.ok]
+    assert what == "encoding"
+    assert said.startswith("SQL_ASCII, which says nothing of what its bytes mean; copy the data into a database")
+
+
+@pytest.fixture
+def free(server: EmbeddedPostgres) -> Iterator[list[str]]:
+    """Names of databases to drop after the test."""
+    names: list[str] = []
+    yield names
+    with closing(psycopg2.connect(server.dsn("postgres"))) as conn, conn.cursor() as cursor:
+        conn.autocommit = True
+        free_slots(cursor)
+        for name in names:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def encoded(server: EmbeddedPostgres, stream: Any, encoding: str, free: list[str]) -> SmallSource:
+    """A source whose database has an encoding of its own."""
+    name = f"source_{encoding.lower()}"
+    with closing(psycopg2.connect(server.dsn("postgres"))) as conn, conn.cursor() as cursor:
+        conn.autocommit = True
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING {encoding} LOCALE 'C'")
+    free.append(name)
+    made = SmallSource(server.dsn(name), stream)
+    made.execute(TABLES)
+    made.execute(source.statements(stream, role="postgres"))
+    return made
 
 
 def test_a_large_transaction_gives_the_same_log_in_parts(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -312,6 +312,44 @@ def test_attempts_that_come_to_nothing_are_one_failover(registered: Any) -> None
                 lease.ready(conn)
     rows = registered.query("SELECT token, ready_at IS NOT NULL FROM headrace.failovers")
     assert rows == [(4, True)], "three tries to take over from the first one, and the third worked"
+
+
+def test_a_holder_whose_work_is_stuck_is_silent(registered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread could renew for ever: whoever stands by takes over."""
+    monkeypatch.setattr(leases, "_STUCK", 0.5)
+    short = timedelta(seconds=0.2)
+    with (
+        closing(db.connect(registered.dsn, role="headrace_intake")) as conn,
+        closing(db.connect(registered.dsn, role="headrace_intake")) as other,
+    ):
+        lease = leases.take(conn, "small", "intake", short)
+        with leases.kept(registered.dsn, lease, "headrace_intake"):
+            silence = leases.Silence(other, registered.dsn, "small", "intake", 0.1)
+            assert not silent(silence, lambda: None, 1.0), "work that gives no signs yet"
+            assert not silent(silence, lease.pulse.beat, 1.0)
+            assert silent(silence, lambda: None, 5.0)
+        taken = leases.try_take(other, "small", "intake", short, silent=True)
+        assert taken is not None and taken.token == lease.token + 1
+
+
+def silent(silence: leases.Silence, meanwhile: Callable[[], None], seconds: float) -> bool:
+    """Whether a holder is found silent within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        meanwhile()
+        if silence.look():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_server_that_does_not_answer_in_time(registered: Any) -> None:
+    with closing(db.connect(registered.dsn, autocommit=True)) as conn, conn.cursor() as cursor:
+        with db.answering(conn, 5.0):
+            cursor.execute("SELECT pg_sleep(0.01)")
+        cursor.execute("SELECT 1")
+        with pytest.raises(psycopg2.OperationalError, match="closed the connection"), db.answering(conn, 0.1):
+            cursor.execute("SELECT pg_sleep(60)")
 
 
 def test_who_lost_a_role_writes_nothing(registered: Any) -> None:

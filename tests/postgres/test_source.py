@@ -14,7 +14,8 @@ import pytest
 
 from headrace import Label, category, col, expect, hour_of_day, number
 from headrace.errors import SlotError, SourceError
-from headrace.store import db, source
+from headrace.live import intake
+from headrace.store import changes, db, source
 
 READY = ["connection", "wal_level", "replication slots", "tables and columns", "replication"]
 
@@ -171,6 +172,16 @@ MISTAKES: list[tuple[str, str, str]] = [
         "ALTER PUBLICATION headrace_small DROP TABLE outcomes",
         "publication of public.outcomes",
         "lacks visit_id, score, known_at",
+    ),
+    (
+        "ALTER PUBLICATION headrace_small SET (publish = 'insert')",
+        "publication headrace_small",
+        "leaves out update, delete, truncate, which would never arrive; ALTER PUBLICATION",
+    ),
+    (
+        "ALTER PUBLICATION headrace_small SET TABLE visits WHERE (visit_id > 5), outcomes",
+        "rows of public.visits",
+        "sends only rows WHERE (visit_id > 5); the others would never arrive",
     ),
 ]
 
@@ -337,23 +348,57 @@ def test_an_idle_slot_moves_and_never_gets_ahead_of_the_log(
     running: Any, origin: Any, database: Callable[..., str]
 ) -> None:
     """WAL of other databases goes by: psycopg2 alone would confirm it before the platform has stored it."""
-    confirmed = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'headrace_small'"
     other = database("other")
-    with closing(psycopg2.connect(other)) as conn, conn, conn.cursor() as cursor:
-        cursor.execute("CREATE TABLE noise (a text)")
     for _ in range(2):
-        with closing(psycopg2.connect(other)) as conn, conn, conn.cursor() as cursor:
-            cursor.execute("INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
-            cursor.execute("SELECT pg_current_wal_lsn()::text")
-            (target,) = cursor.fetchone() or ("",)
+        target = others_write(other)
         running.follow_until(origin, lambda lsn, target=target: source.lsn_number(lsn) >= source.lsn_number(target))
         ((stored,),) = running.query("SELECT lsn::text FROM headrace.intake_positions")
-        ((acknowledged,),) = origin.execute(confirmed)
-        assert source.lsn_number(acknowledged) <= source.lsn_number(stored)
-        assert source.lsn_number(stored) - source.lsn_number(acknowledged) < 1_000_000
+        assert source.lsn_number(stored) - 1_000_000 < confirmed(origin) <= source.lsn_number(stored)
     origin.add(*origin.rows(100, 20))
     running.follow(origin)
     assert running.query("SELECT count(*) FROM small.events") == [(40,)]
+
+
+def test_a_crash_in_a_large_transaction_after_a_rest_leaves_no_seam(
+    running: Any, origin: Any, database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WAL of others that went by since the rest is not stored: it must not be confirmed while the transaction is written."""
+    monkeypatch.setattr(changes, "_CHUNK_BYTES", 2_000)
+    move, other, began = intake._move, database("other"), confirmed(origin)
+    steps = iter((others_write, lambda _: origin.add(*origin.rows(100, 2_000)), *[lambda _: None] * 1_000))
+
+    def after_a_rest(lsn: str) -> bool:
+        if source.lsn_number(lsn) > began:
+            next(steps)(other)
+        return False
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise ConnectionAbortedError
+
+    monkeypatch.setattr(intake, "_move", crash)
+    with pytest.raises(ConnectionAbortedError):
+        running.follow_until(origin, after_a_rest)
+    ((stored,),) = running.query("SELECT lsn::text FROM headrace.intake_positions")
+    assert began < confirmed(origin) <= source.lsn_number(stored)
+    monkeypatch.setattr(intake, "_move", move)
+    running.follow(origin)
+    assert running.query("SELECT count(*) FROM small.events") == [(2_020,)]
+
+
+def others_write(dsn: str) -> str:
+    """A megabyte of WAL that holds nothing for the stream; gives where it ends."""
+    with closing(psycopg2.connect(dsn)) as conn, conn, conn.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS noise (a text)")
+        cursor.execute("INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+        cursor.execute("SELECT pg_current_wal_lsn()::text")
+        return str((cursor.fetchone() or ("",))[0])
+
+
+def confirmed(origin: Any) -> int:
+    """What the small stream's slot has confirmed."""
+    query = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'headrace_small'"
+    ((lsn,),) = origin.execute(query)
+    return source.lsn_number(lsn)
 
 
 def test_a_missing_publication_is_refused_before_it_loses_changes(running: Any, origin: Any) -> None:
@@ -399,9 +444,36 @@ def test_a_table_that_is_unpublished_for_a_while_is_noticed_by_a_running_intake(
     assert running.query("SELECT count(*) FROM small.events") == [(25,)]
 
 
-def test_a_truncated_table_is_noted_and_does_not_stop_the_stream(running: Any, origin: Any) -> None:
-    origin.execute("ALTER PUBLICATION headrace_small SET (publish = 'insert, update, delete, truncate')")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER PUBLICATION headrace_small SET (publish = 'insert, update, delete')",
+        "ALTER PUBLICATION headrace_small SET TABLE visits WHERE (size > 1), outcomes",
+    ],
+)
+def test_a_publication_that_leaves_something_out_is_refused(running: Any, origin: Any, change: str) -> None:
+    origin.execute(change)
     running.trust_publication(origin)
+    with pytest.raises(SourceError, match="would never arrive"):
+        running.follow(origin)
+    origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
+    with pytest.raises(SourceError, match="would never arrive"):
+        running.resync(origin)
+
+
+def test_a_publication_of_whole_schemas_that_changed_is_noticed(running: Any, origin: Any) -> None:
+    origin.execute("DROP PUBLICATION headrace_small")
+    origin.execute("CREATE PUBLICATION headrace_small FOR TABLES IN SCHEMA public")
+    running.trust_publication(origin)
+    running.follow(origin)
+    origin.execute("ALTER PUBLICATION headrace_small DROP TABLES IN SCHEMA public")
+    origin.add(*origin.rows(100, 5))
+    origin.execute("ALTER PUBLICATION headrace_small ADD TABLES IN SCHEMA public")
+    with pytest.raises(SlotError, match="publication_changed: publication 'headrace_small' was changed"):
+        running.follow(origin)
+
+
+def test_a_truncated_table_is_noted_and_does_not_stop_the_stream(running: Any, origin: Any) -> None:
     origin.execute("TRUNCATE outcomes, visits")
     origin.add(*origin.rows(1000, 10))
     running.follow(origin)

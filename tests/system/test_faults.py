@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,9 @@ import psutil
 import psycopg2
 import pytest
 from psycopg2 import sql
+from tests.conftest import TABLES, SmallSource
 from tests.system.workers import Worker, wait_until
+from tests.torture.cluster import Cluster
 
 from headrace.store import source
 from headrace.store.embedded import EmbeddedPostgres
@@ -199,3 +202,77 @@ def test_a_learner_that_the_kernel_kills(registered: Any, origin: Any, start: Ca
     wait_until(lambda: ("small-1", "killed") in states(registered, now=False), 30, "the state has a name")
     wait_until(lambda: not states(registered), 30, "all is well again")
     assert up.says("learn-small-1 ended with -9; it starts again in 0.2 s")
+
+
+@pytest.fixture
+def apart() -> Iterator[Cluster]:
+    """A server for a source alone, behind a proxy."""
+    with tempfile.TemporaryDirectory(prefix="headrace-apart-", dir="/tmp") as home:
+        Path(home).chmod(0o755)
+        cluster = Cluster("source", Path(home) / "source")
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@pytest.fixture
+def distant(registered: Any, apart: Cluster, environment: dict[str, str]) -> SmallSource:
+    """A source on that server, with some history on the platform; workers reach it through the proxy."""
+    made = SmallSource(apart.dsn("postgres"), registered.stream)
+    made.execute(TABLES)
+    made.execute("CREATE TABLE noise (a text)")
+    made.execute(source.statements(registered.stream, role="postgres"))
+    made.add(*made.rows(0, 50))
+    registered.import_history(made)
+    environment["HEADRACE_CONN_SMALL_DB"] = apart.proxy.dsn("postgres")
+    return made
+
+
+def test_a_source_that_restarts_while_others_write(
+    registered: Any, apart: Cluster, distant: SmallSource, start: Callable[..., Worker]
+) -> None:
+    """Its last words ask for a reply; what the reply confirms is on disk when it starts again."""
+    over, reading = threading.Event(), "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"
+
+    def others() -> None:
+        while not over.is_set():
+            with suppress(psycopg2.Error):
+                distant.execute("INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 100)")
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        up = start("up", "small")
+        for number in range(3):
+            wait_until(lambda: distant.execute(reading), 60, "it streams")
+            apart.restart()
+            distant.add(*distant.rows(50 + 10 * number, 10))
+            wait_until(lambda total=60 + 10 * number: events(registered) == total, 60, "it goes on")
+    finally:
+        over.set()
+        thread.join()
+    assert {state for _, state in states(registered, now=False)} <= {"source_away"}
+    wait_until(lambda: not states(registered), 30, "all is well again")
+    is_sound(registered)
+    assert up.end() == 0
+
+
+@pytest.mark.parametrize("quiet", ["both", "to client"])
+def test_a_network_that_takes_everything_and_passes_nothing_on(
+    registered: Any, apart: Cluster, distant: SmallSource, start: Callable[..., Worker], quiet: str
+) -> None:
+    """No TCP timeout notices it: the intake does, within the time that the source itself would wait."""
+    distant.execute("ALTER DATABASE postgres SET wal_sender_timeout = '4s'")
+    up = start("up", "small")
+    live = "SELECT 1 FROM headrace.worker_progress WHERE role = 'intake' AND phase = 'streaming'"
+    wait_until(lambda: registered.query(live), 60, "it streams")
+    for direction in ("to client", "to server") if quiet == "both" else ("to client",):
+        assert apart.proxy.silence(direction) > 0
+    distant.add(*distant.rows(50, 10))
+    wait_until(lambda: ("intake", "source_away") in states(registered, now=False), 20, "the state has a name")
+    wait_until(lambda: events(registered) == 60, 60, "new connections work, so it goes on")
+    wait_until(lambda: not states(registered), 30, "all is well again")
+    is_sound(registered)
+    assert up.end() == 0
+    assert not up.says("Traceback")

@@ -77,9 +77,18 @@ class Proxy:
 
     def close(self) -> None:
         """End everything."""
-        self._do(lambda: self._cut(True))
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        self._cut(True)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def _do(self, what: Callable[[], int]) -> int:
         async def call() -> int:

@@ -117,8 +117,7 @@ class Admission:
         self.received += 1
         reason = (
             f"{relation} was truncated; expected deletes, since the rows that went are not named: the log keeps its events and "
-            "labels. To take labels back, delete them row by row; to keep truncates away, ALTER PUBLICATION ... SET (publish = "
-            "'insert, update, delete')"
+            "labels. To take labels back, delete them row by row"
         )
         logger.warning("%s", reason)
         self.refusals.append(Refusal(relation, None, "truncate", None, reason, {}, commit))

@@ -11,12 +11,11 @@ import logging
 import struct
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import psycopg2
 from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 
@@ -30,11 +29,12 @@ from headrace.flow.join import Join
 from headrace.flow.pgoutput import DELETE, INSERT, OLD, UPDATE, Changes, Messages, Session, parse
 from headrace.flow.pgtypes import BOOL, TIMESTAMPTZ
 from headrace.store import db, log, source
-from headrace.store.changes import Large, Reader
+from headrace.store.changes import PATIENCE, Large, Reader
 from headrace.store.leases import Lease
 
 logger = logging.getLogger(__name__)
 
+_REPORT = 2.0  # seconds
 CLOCK = "headrace.clock"  # prefix of logical messages that carry stream time, as ISO 8601 text
 _NO_CLOCK = -(2**63)
 
@@ -197,38 +197,36 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
         )
     appender.resume(conn, join, at)
     conn.commit()
-    with closing(_watch(dsn)) as watch:
-        _check_publication(watch, stream)
-        with source.replication(dsn) as cursor:
+    with closing(_watch(dsn)) as watch, source.replication(dsn) as cursor:
+        with db.answering(watch, PATIENCE), db.answering(cursor.connection, PATIENCE):
+            _check_publication(watch, stream)
             if why := source.seam(watch, source.system(cursor), stream, at.feed, at.lsn):
                 raise _broken(stream, why)
+            patience = source.patience(watch) or PATIENCE
             source.start_after(watch, cursor, at.feed.slot, stream.publication, at.lsn, lease.former_walsender)
-            with db.transaction(conn):
-                db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
-            lease.ready(conn, cursor.connection.info.backend_pid)
-            logger.info(
-                "streaming %s from %s: seq %d, %d events wait for their label",
-                stream.name,
-                at.lsn,
-                at.seq,
-                join.open_events,
-            )
-            reader, looked = Reader(cursor), 0.0
-            while not stop():
-                try:
-                    read = reader.read(wait=0.5)
-                except SourceError:
-                    # A server that shuts down wants to know how far we are; psycopg2 has told it, up to here.
-                    with suppress(psycopg2.Error):
-                        _rest(conn, stream, lease, reader.idle_at)
-                    raise
-                if isinstance(read, Large):
-                    reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
-                elif read is not None:
-                    reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, read))
-                if time.monotonic() - looked > 2.0:
-                    reader.acknowledge(_report(conn, watch, stream, lease, join, at.feed, reader.idle_at))
-                    looked = time.monotonic()
+        with db.transaction(conn):
+            db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
+        lease.ready(conn, cursor.connection.info.backend_pid)
+        logger.info(
+            "streaming %s from %s: seq %d, %d events wait for their label",
+            stream.name,
+            at.lsn,
+            at.seq,
+            join.open_events,
+        )
+        reader, looked, pause = Reader(cursor, patience), 0.0, min(_REPORT, patience / 4)
+        while not stop():
+            lease.pulse.beat()
+            read = reader.read(wait=0.5)
+            if isinstance(read, Large):
+                reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
+            elif read is not None:
+                reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, read))
+            if reader.asked or time.monotonic() - looked > pause:
+                with db.answering(watch, patience):
+                    kept, safe = _look(watch, stream, at.feed)
+                reader.acknowledge(_report(conn, stream, lease, join, reader.idle_at, kept, safe))
+                looked = time.monotonic()
 
 
 def _watch(dsn: str) -> Connection:
@@ -285,25 +283,27 @@ def _write_large(
 ) -> str:
     """The same for a transaction that does not fit into memory: twice through it, since the watermark comes first."""
     end, reach = source.lsn_text(large.end_lsn), _NO_CLOCK
-    _rest(conn, stream, lease, source.lsn_text(large.commit_lsn))
-    for messages, _ in large.parts():
-        chunk = admit(stream, columns, messages).chunk(clocks(messages, stream))
-        reach = max(reach, chunk.reach())
-        reader.alive()
-    before, entries = join.seq, 0
-    with db.transaction(conn):
-        lease.check(conn)
-        for messages, last in large.parts():
-            admission = admit(stream, columns, messages)
-            chunk = admission.chunk(clocks(messages, stream))
-            past = appender.past(conn, join.unknown_keys(chunk), join.remembers_from)
-            joined = join.run_part(chunk, past, reach, last=last)
-            time_of = moment(int(messages.transactions.commit_time[0]))
-            appender.append(conn, joined, admission, log.Commits([end], [time_of]), "stream")
-            entries = join.seq - before
+    with closing(large):
+        for messages, _ in large.parts():
+            chunk = admit(stream, columns, messages).chunk(clocks(messages, stream))
+            reach = max(reach, chunk.reach())
+            lease.pulse.beat()
             reader.alive()
-        _move(conn, stream, join, at, end, time_of, new=entries > 0)
-    reader.done(large)
+        before, entries = join.seq, 0
+        with db.transaction(conn):
+            lease.check(conn)
+            for messages, last in large.parts():
+                admission = admit(stream, columns, messages)
+                chunk = admission.chunk(clocks(messages, stream))
+                past = appender.past(conn, join.unknown_keys(chunk), join.remembers_from)
+                joined = join.run_part(chunk, past, reach, last=last)
+                time_of = moment(int(messages.transactions.commit_time[0]))
+                appender.append(conn, joined, admission, log.Commits([end], [time_of]), "stream")
+                entries = join.seq - before
+                lease.pulse.beat()
+                reader.alive()
+            _move(conn, stream, join, at, end, time_of, new=entries > 0)
+        reader.done(large)
     logger.info("a transaction of %d entries is in the log, up to seq %d", entries, join.seq)
     return end
 
@@ -325,32 +325,31 @@ def _move(
         db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
 
 
-def _rest(conn: Connection, stream: Stream, lease: Lease, lsn: str) -> None:
-    """Store a position up to which the source has nothing for the stream that the log lacks."""
-    with db.transaction(conn):
-        lease.check(conn)
-        db.row(conn, "rest_position", {"stream": stream.name, "lsn": lsn})
+def _look(watch: Connection, stream: Stream, feed: source.Feed) -> tuple[int | None, int | None]:
+    """Whether the publication still is what it was; gives the WAL that the slot keeps, and what it may still keep."""
+    if why := source.publication_seam(watch, stream, feed):
+        _check_publication(watch, stream)
+        raise _broken(stream, why)
+    slot = db.row(watch, "source_slot", {"slot": feed.slot})
+    if slot is None:
+        return None, None
+    safe = stream.policy.max_slot_bytes - (slot[4] or 0)
+    return slot[4], safe if slot[5] is None else min(safe, slot[5])
 
 
 def _report(
-    conn: Connection, watch: Connection, stream: Stream, lease: Lease, join: Join, feed: source.Feed, idle_at: str
+    conn: Connection, stream: Stream, lease: Lease, join: Join, idle_at: str, kept: int | None, safe: int | None
 ) -> str:
     """What people and other processes should know of this one.
 
     It also moves the position past WAL that holds nothing for the stream, so that an idle slot keeps none; gives the
     position that is durable now.
     """
-    if why := source.publication_seam(watch, stream, feed):
-        _check_publication(watch, stream)
-        raise _broken(stream, why)
-    slot = db.row(watch, "source_slot", {"slot": feed.slot})
     with db.transaction(conn):
         lease.check(conn)
         rested = db.row(conn, "rest_position", {"stream": stream.name, "lsn": idle_at})
         assert rested is not None  # the position was there at the start
-        if slot is not None:
-            kept, safe = slot[4], stream.policy.max_slot_bytes - (slot[4] or 0)
-            safe = safe if slot[5] is None else min(safe, slot[5])
+        if safe is not None:
             db.run(conn, "report_slot", {"stream": stream.name, "slot_wal_bytes": kept, "safe_wal_bytes": safe})
         params = {
             "stream": stream.name,

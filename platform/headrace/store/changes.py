@@ -15,18 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import psycopg2
 from numpy.typing import NDArray
 from psycopg2.extras import ReplicationCursor
 
 from headrace.definition.stream import Stream
 from headrace.errors import SourceError
-from headrace.flow.pgoutput import DELETE, INSERT, UPDATE, Messages, Session, parse
+from headrace.flow.pgoutput import COMMIT, DELETE, INSERT, MESSAGE, UPDATE, Messages, Session, parse
 from headrace.store import source
+from headrace.store.copyboth import DATA, HEADER, CopyBoth
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CHUNK_MESSAGES = 25_000
-_COMMIT, _LOGICAL = ord("C"), ord("M")
+PATIENCE = 60.0  # seconds without a word after which the source counts as away: Postgres's own wal_receiver_timeout
 _QUIET_SECONDS = 2.0  # a slot that delivers nothing for so long has nothing more up to now
 _KINDS = {INSERT: "insert", UPDATE: "update", DELETE: "delete"}
 
@@ -37,7 +37,7 @@ class Large:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.session_after = session
-        self.commit_lsn = self.end_lsn = 0
+        self.end_lsn = 0
         self._file = tempfile.TemporaryFile(prefix="headrace-transaction-")  # noqa: SIM115 (`close` closes it)
         self._parts: list[NDArray[np.int64]] = []  # the payloads' lengths
 
@@ -63,20 +63,36 @@ class Large:
 
 
 class Reader:
-    """Whole transactions from a replication cursor."""
+    """Whole transactions from a replication cursor.
 
-    def __init__(self, cursor: ReplicationCursor) -> None:
-        self._cursor = cursor
+    Parameters
+    ----------
+    patience
+        Seconds without a word from the source after which it counts as away; at half of it, it is asked for one. The time
+        in which nobody reads does not count.
+
+    Attributes
+    ----------
+    asked
+        Whether the source wants to know what is durable, and gave all it has: it may be shutting down, and waits for us.
+    """
+
+    def __init__(self, cursor: ReplicationCursor, patience: float = PATIENCE) -> None:
+        self._copy, self._patience = CopyBoth(cursor), patience
         self._payloads: list[bytes] = []
+        self._size = 0  # bytes of `_payloads`
         self._whole = 0  # payloads up to the last Commit
-        self._bytes = 0  # of the payloads
         self._large: Large | None = None  # the transaction that is being received, when it is one
         self._session = Session()
+        self._known, self._durable = 0, 0  # positions: all before it was given or is in `_payloads`; acknowledged
+        self._wondered: float | None = None  # since when an answer is awaited
+        self.asked = False
 
     def read(self, wait: float) -> Messages | Large | None:
-        """What has come, up to the last Commit; None when nothing whole came within `wait` seconds.
+        """What has come, up to the last Commit; None when nothing whole came within `wait` seconds, or when `asked`.
 
-        A transaction of more than a chunk comes alone and as a file; say `done` when it is dealt with.
+        A transaction of more than a chunk comes alone and as a file; say `done` when it is dealt with. Messages outside of
+        transactions (heartbeats of other programs) say nothing that is wanted here.
 
         Raises
         ------
@@ -84,47 +100,80 @@ class Reader:
             When the connection ended: the source went away, or took the slot from us.
         """
         deadline = time.monotonic() + wait
-        while (more := self._bytes < _CHUNK_BYTES and len(self._payloads) < _CHUNK_MESSAGES) or not self._whole:
+        while (more := self._size < _CHUNK_BYTES and len(self._payloads) < _CHUNK_MESSAGES) or not self._whole:
             if not more:
                 self._spill()
-            try:
-                message = self._cursor.read_message()
-            except psycopg2.DatabaseError as error:  # not always an OperationalError
-                why = " ".join(str(error).split())
-                raise SourceError(f"the replication connection ended: {why}", state="source_away") from error
-            # A logical message of no transaction, somebody's heartbeat, is nothing to wait with until the next Commit.
-            if message is not None and not (message.payload[0] == _LOGICAL and message.payload[1] & 1 == 0):
-                payload = message.payload
+                if time.monotonic() > deadline:
+                    return None
+            message = self._copy.message()
+            if message is None:
+                if self._whole:
+                    break
+                left = deadline - time.monotonic()
+                if left <= 0 or not select.select([self._copy], [], [], left)[0]:
+                    self._listen()
+                    return None
+            elif message[0] == DATA:
+                payload = message[HEADER:]
+                if payload[0] == MESSAGE and not payload[1]:
+                    if time.monotonic() < deadline:
+                        continue
+                    if self._whole:
+                        break
+                    return None
                 self._payloads.append(payload)
-                self._bytes += len(payload)
-                if payload[0] == _COMMIT:
+                self._size += len(payload)
+                if payload[0] == COMMIT:
                     self._whole = len(self._payloads)
                     if self._large is not None:
                         return self._received(payload)
-                continue
-            if self._whole:
-                break
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._cursor], [], [], left)[0]:
+            elif self._keepalive(message):
                 return None
         taken, self._payloads, self._whole = self._payloads[: self._whole], self._payloads[self._whole :], 0
-        self._bytes = sum(map(len, self._payloads))
+        self._size = sum(map(len, self._payloads))
         messages = parse(b"".join(taken), _offsets(np.array([len(p) for p in taken])), self._session)
         self._session = messages.session
         return messages
+
+    def _keepalive(self, message: bytes) -> bool:
+        """Whether the caller must answer; inside a transaction, or before one is dealt with, the answer is the old one."""
+        outside = len(self._payloads) == self._whole and self._large is None
+        if outside:
+            self._known = max(self._known, int.from_bytes(message[1:9], "big"))
+        if message[17]:
+            self.asked = outside and not self._whole
+            if not outside:
+                self.alive()
+        return self.asked
+
+    def _listen(self) -> None:
+        """Ask a source that was silent for long, and give up one that does not answer."""
+        now = time.monotonic()
+        if self._wondered is not None and self._copy.heard > self._wondered:
+            self._wondered = None
+        if self._wondered is None:
+            if now - self._copy.heard > self._patience / 2:
+                self._wondered = now
+                self._copy.confirm(self._known, self._durable, ask=True)
+        elif now - self._wondered > self._patience / 2:
+            raise SourceError(
+                f"the source said nothing for {now - self._copy.heard:.0f} s and does not answer: something between may "
+                "pass nothing on",
+                state="source_away",
+            )
 
     def _spill(self) -> None:
         if self._large is None:
             self._large = Large(self._session)
         self._large.add(self._payloads)
-        self._payloads, self._bytes = [], 0
+        self._payloads, self._size = [], 0
 
     def _received(self, commit: bytes) -> Large:
         large, self._large = self._large, None
         assert large is not None  # the caller has looked
         large.add(self._payloads)
-        large.commit_lsn, large.end_lsn = (int.from_bytes(commit[at : at + 8], "big") for at in (2, 10))
-        self._payloads, self._whole, self._bytes = [], 0, 0
+        large.end_lsn = int.from_bytes(commit[10:18], "big")
+        self._payloads, self._size, self._whole = [], 0, 0
         return large
 
     def done(self, large: Large) -> None:
@@ -134,25 +183,18 @@ class Reader:
 
     @property
     def idle_at(self) -> str:
-        """How far the source's WAL is known to hold nothing but what `read` gave; 0/0 inside a transaction."""
-        inside = self._payloads or self._large is not None
-        return "0/0" if inside else source.lsn_text(self._cursor.wal_end)
+        """How far the source's WAL is known to hold nothing but what `read` gave; 0/0 when that is not known."""
+        return source.lsn_text(self._known)
 
     def acknowledge(self, lsn: str) -> None:
-        """Tell the source that everything up to a position is durable here.
-
-        One byte less is confirmed: once all that was read is confirmed, psycopg2 confirms what keepalives name by itself,
-        and the slot would get ahead of the stored position. Streaming starts at the stored position, so nothing comes twice.
-        """
-        self._cursor.send_feedback(flush_lsn=source.lsn_number(lsn) - 1, force=True)  # type: ignore[no-untyped-call]
+        """Tell the source that everything up to a position is durable here; nothing else is ever confirmed."""
+        self._durable = max(self._durable, source.lsn_number(lsn))
+        self.alive()
 
     def alive(self) -> None:
-        """Tell the source that somebody still reads, while one transaction takes long to write.
-
-        Once an idle position was acknowledged, this also confirms what keepalives named after it, up to the transaction:
-        store its Commit's position first.
-        """
-        self._cursor.send_feedback(force=True)  # type: ignore[no-untyped-call]
+        """Tell the source that somebody still reads, while one transaction takes long to write."""
+        self._copy.confirm(max(self._known, self._durable), self._durable)
+        self.asked = False
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -191,6 +233,9 @@ def tally(dsn: str, stream: Stream, slot: str, since: str, until: str) -> Tally:
         reader = Reader(cursor)
         while source.lsn_number(last) < source.lsn_number(until):
             read = reader.read(wait=_QUIET_SECONDS)
+            if read is None and reader.asked:
+                reader.alive()
+                continue
             if read is None:
                 break
             end = read.end_lsn if isinstance(read, Large) else int(read.transactions.end_lsn[-1])

@@ -1,11 +1,14 @@
 """Connections to the platform's database and to sources, with errors that say what to do.
 
 A connection takes the group role that its work needs (least privilege), sets a recognisable application name and TCP
-timeouts, and works in UTC.
+timeouts, and works in UTC and UTF-8, whatever encoding the server's database has.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -21,6 +24,16 @@ from headrace.store.queries import query
 Role = Literal["headrace_intake", "headrace_learner", "headrace_steer", "headrace_reader"]
 Row = tuple[Any, ...]
 
+#: libpq's parameters of every connection.
+NETWORK: Mapping[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "client_encoding": "UTF8",
+}
+
 
 def connect(
     dsn: str, *, role: Role | None = None, application: str = "headrace", autocommit: bool = False
@@ -33,15 +46,11 @@ def connect(
         When the DSN is wrong or the server refuses; the message never shows a password.
     """
     try:
-        conn = psycopg2.connect(
+        conn: Connection = psycopg2.connect(
             dsn,
             application_name=application,
-            connect_timeout=10,
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
-            tcp_user_timeout=15_000,
             options="-c timezone=UTC -c bytea_output=hex",
+            **NETWORK,
         )
     except psycopg2.ProgrammingError as error:
         raise ServerError(
@@ -72,6 +81,33 @@ def connect(
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_away(sqlstate: str | None) -> bool:
+    """Whether an SQLSTATE means that the server went away or does not let anybody in; None is a connection that broke.
+
+    >>> [is_away(code) for code in (None, "08006", "57P01", "57014", "40P01")]
+    [True, True, True, False, False]
+    """
+    return sqlstate is None or sqlstate.startswith(("08", "57P"))
+
+
+@contextmanager
+def answering(conn: Connection, seconds: float) -> Iterator[None]:
+    """Wait no longer than so many seconds for a server's answers; then the connection ends with an error of psycopg2's.
+
+    TCP notices a peer that is gone. It cannot notice one behind a proxy that takes everything and passes nothing on, and
+    neither can a timeout at the server.
+    """
+    with socket.socket(fileno=os.dup(conn.fileno())) as peer:
+        timer = threading.Timer(seconds, peer.shutdown, [socket.SHUT_RDWR])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
 
 
 def describe(dsn: str) -> str:

@@ -2,8 +2,9 @@
 
 The holder's writing connection keeps an advisory lock, so a role is free the moment that connection ends; the token in
 `headrace.leases` fences out whoever lost the role without noticing. A holder renews its row from a thread of its own, so
-a long transaction does not look like silence and a stopped process does: whoever waits and sees no renewal for the length
-of the lease ends the holder's connection and takes the role. No clock is compared with another one.
+a long transaction does not look like silence and a stopped process does; so does one whose work is stuck, once it has
+begun to give signs of it. Whoever waits and sees no renewal for the length of the lease ends the holder's connection and
+takes the role. No clock is compared with another one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import psycopg2
@@ -28,6 +29,23 @@ logger = logging.getLogger(__name__)
 
 _RENEWALS = 4  # within the length of a lease
 _LOOK_SECONDS = 0.02  # between two tries to take a role that is held for moments
+_STUCK = 60.0  # seconds without a sign of work: no step of it takes as long while a connection is well
+
+
+class Pulse:
+    """Signs that the work of a role goes on: a thread can renew a lease for ever while the work waits for a lost answer."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def beat(self) -> None:
+        """The work goes on; from the first sign on more are expected."""
+        self._last = time.monotonic()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the last sign was too long ago."""
+        return self._last is not None and time.monotonic() - self._last > _STUCK
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,7 @@ class Lease:
     token: int
     length: timedelta
     former_walsender: int | None = None  # of who held it before: it may still hold the slot
+    pulse: Pulse = field(default_factory=Pulse, compare=False)
 
     def check(self, conn: Connection) -> None:
         """Whether the role is still ours, for the rest of the caller's transaction; call it in every one that writes.
@@ -188,7 +207,7 @@ def _renew(dsn: str, lease: Lease, role: db.Role, over: threading.Event) -> None
             with closing(
                 db.connect(dsn, role=role, application=f"headrace lease {lease.role}", autocommit=True)
             ) as conn:
-                while not over.is_set() and db.run(conn, "renew_lease", params):
+                while not over.is_set() and (lease.pulse.stuck or db.run(conn, "renew_lease", params)):
                     over.wait(pause)
                 return  # over, or lost: the writer's next transaction finds out
         except (psycopg2.Error, ServerError) as error:

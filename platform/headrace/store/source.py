@@ -117,7 +117,7 @@ def statements(
         "-- (ALTER SYSTEM SET wal_level = logical, then restart). Bound what a forgotten slot may cost:\n"
         "-- ALTER SYSTEM SET max_slot_wal_keep_size = '10GB';\n"
         f"{full}CREATE PUBLICATION {_quoted(stream.publication)} FOR TABLE\n    {listed}\n"
-        "    WITH (publish = 'insert, update, delete', publish_via_partition_root = true);\n"
+        "    WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);\n"
         f"-- The role that headrace connects as, if it is not there yet:\n"
         f"-- CREATE ROLE {_quoted(role)} LOGIN REPLICATION PASSWORD '...';\n{grants}\n"
     )
@@ -295,7 +295,7 @@ def doctor(dsn: str, stream: Stream) -> list[Finding]:
     with closing(db.connect(dsn, application="headrace doctor", autocommit=True)) as conn:
         settings = db.row(conn, "source_settings")
         assert settings is not None  # one row of settings
-        wal_level, slots, used, keep, version = settings
+        wal_level, slots, used, keep, version, encoding = settings
         findings.append(Finding(True, "connection", f"PostgreSQL {version // 10_000} at {db.describe(dsn)}"))
         remedy = (
             "ALTER SYSTEM SET wal_level = logical, then restart the server (managed services: their parameter group)"
@@ -309,6 +309,10 @@ def doctor(dsn: str, stream: Stream) -> list[Finding]:
                 "raise max_replication_slots, or drop unused ones",
             )
         )
+        if encoding == "SQL_ASCII":
+            found = "SQL_ASCII, which says nothing of what its bytes mean"
+            remedy = "copy the data into a database with the encoding that it has (CREATE DATABASE ... ENCODING 'UTF8')"
+            findings.append(Finding(False, "encoding", found, remedy))
         if keep == "-1":
             findings.append(
                 Finding(
@@ -377,12 +381,23 @@ def _partition_identity(conn: Connection, table: str, key: str, needs_full: str)
 def check_publication(conn: Connection, stream: Stream) -> Iterator[Finding]:
     """Whether the stream's publication sends what it needs."""
     rows = db.rows(conn, "source_publication", {"publication": stream.publication})
-    published = {table: (columns, listed) for table, columns, listed in rows}
+    published = {table: (columns, listed) for table, columns, listed, _ in rows}
     remedy = f"run the statements of `headrace source-sql {stream.name}` as the tables' owner"
     if not published:
         yield Finding(False, f"publication {stream.publication}", "missing, or without tables", remedy)
         return
+    kinds = db.row(conn, "source_publication_kinds", {"publication": stream.publication})
+    left_out = ", ".join(kinds[0]) if kinds is not None else ""
+    every = f"ALTER PUBLICATION {_quoted(stream.publication)} SET (publish = 'insert, update, delete, truncate')"
+    found = f"leaves out {left_out}, which would never arrive" if left_out else "sends every kind of change"
+    yield Finding(not left_out, f"publication {stream.publication}", found, every)
     identity, needed = identity_columns(conn, stream), needed_columns(stream)
+    for table, _, _, rule in rows:
+        if rule is not None and table in needed:
+            found = f"sends only rows WHERE {rule}; the others would never arrive, nor rows that change so"
+            yield Finding(
+                False, f"rows of {table}", found, f"DROP PUBLICATION {_quoted(stream.publication)}; then {remedy}"
+            )
     for table, columns in needed.items():
         sent, listed = published.get(table, ((), False))
         missing = [c for c in dict.fromkeys((*columns, *(identity[table] or ()))) if c not in (sent or ())]
@@ -434,7 +449,10 @@ def replication(dsn: str) -> Iterator[ReplicationCursor]:
     """
     try:
         conn = psycopg2.connect(
-            dsn, connection_factory=LogicalReplicationConnection, application_name="headrace intake", connect_timeout=10
+            dsn,
+            connection_factory=LogicalReplicationConnection,
+            application_name="headrace intake",
+            **db.NETWORK,  # the walsender converts to our encoding, too
         )
     except psycopg2.OperationalError as error:
         raise SourceError(
@@ -452,6 +470,13 @@ def system(cursor: ReplicationCursor) -> System:
     row = cursor.fetchone()
     assert row is not None  # the command always answers
     return System(row[0], row[1], row[2])
+
+
+def patience(conn: Connection) -> float | None:
+    """Seconds that the source waits for a sign of its reader, who may wait as long for one of it; None when without end."""
+    row = db.row(conn, "source_patience")
+    assert row is not None  # one row of settings
+    return row[0] / 1000 or None
 
 
 def create_slot(dsn: str, cursor: ReplicationCursor, slot: str) -> tuple[str, str]:
@@ -540,7 +565,6 @@ def start(cursor: ReplicationCursor, slot: str, publication: str, lsn: str) -> N
             slot_name=slot,
             decode=False,
             start_lsn=lsn_number(lsn),
-            status_interval=60,  # the intake sends feedback itself, more often, once it has stored what it confirms
             options={"proto_version": "1", "publication_names": publication, "binary": "true", "messages": "true"},
         )
     except psycopg2.errors.ObjectInUse as error:
