@@ -118,9 +118,6 @@ WHERE stream = %(stream)s AND version = %(version)s AND seq <= coalesce(%(until)
 -- digests: the chained digests of a version's epochs
 SELECT epoch, seq_first, seq_last, digest, engine FROM headrace.epoch_metrics WHERE stream = %(stream)s AND version = %(version)s ORDER BY epoch;
 
--- last_metrics: the last entry that a version's metrics cover
-SELECT max(seq_last) FROM headrace.epoch_metrics WHERE stream = %(stream)s AND version = %(version)s;
-
 -- add_checkpoint: a version's state at a seq
 INSERT INTO headrace.checkpoints (stream, version, seq, epoch, digest, state_digest, engine, arrays, state, learned, bytes)
 VALUES (%(stream)s, %(version)s, %(seq)s, %(epoch)s, %(digest)s, %(state_digest)s, %(engine)s, %(arrays)s, %(state)s, %(learned)s,
