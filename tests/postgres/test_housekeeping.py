@@ -25,12 +25,13 @@ from headrace.batch.housekeeping import Housekept, Part, housekeep, plan
 from headrace.batch.rebuild import rebuild
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError, ForgottenError
+from headrace.flow import progressive
 from headrace.live import intake
 from headrace.live.follower import Follower
 from headrace.live.learner import Learner
 from headrace.store import checkpoints, db, leases, log, registry, source
 from headrace.store.migrate import migrate
-from headrace.store.state import open_version
+from headrace.store.state import open_version, read_on
 
 PARTITION = 64
 KEY = b"k" * 32
@@ -505,3 +506,44 @@ def test_a_stream_without_a_log_has_nothing_to_keep(registered: Any, greedy: Str
     conn = db.connect(registered.dsn, role="headrace_steer")
     with closing(conn), pytest.raises(BatchError, match="stream 'small' has no log yet"):
         housekeep(conn, greedy)
+
+
+def test_a_version_that_comes_between_look_and_drop_is_seen(
+    running: Any, greedy: Stream, conn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headrace.batch import housekeeping
+
+    slow = greedy.recipe("slow")
+    assert slow is not None
+
+    def and_then(*arguments: Any) -> list[Part]:
+        parts = plan(*arguments)
+        conn.commit()
+        with db.transaction(conn):
+            registry.add_version(conn, greedy, slow, ENGINE, first_seq=30, evidence_seq=10_000, status="catching_up")
+        return parts
+
+    monkeypatch.setattr(housekeeping, "plan", and_then)
+    done = housekeep(conn, greedy)
+    assert done.dropped == ()
+    assert "small-2 (catching_up) reads on from seq 30 when it starts again" in done.sentence
+    assert 0 in numbers(running)
+
+
+def test_events_that_a_late_reader_wants_back_may_be_gone(
+    running: Any, greedy: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read what was dropped, but keeps of an event less than its label needs: that is no broken model."""
+    monkeypatch.setattr(progressive, "RECENT", 4)
+    with closing(db.connect(running.dsn, role="headrace_steer")) as conn:
+        end = next(part.seq_first for part in plan(conn, greedy) if not part.goes) - 1
+    with closing(db.connect(running.dsn, role="headrace_learner")) as conn:
+        known = registry.version(conn, "small", "small-1")
+        late = open_version(conn, running.stream, known, running.columns, KEY, ENGINE, until=0).progressive
+        for seq in range(20, end + 1, 20):
+            list(read_on(conn, "small", running.columns, late, seq)[1])
+        list(read_on(conn, "small", running.columns, late, end)[1])
+        conn.commit()
+        assert kept(running, greedy).begins == end + 1 == late.seq + 1
+        with pytest.raises(ForgottenError, match="start again from the newest checkpoint"):
+            read_on(conn, "small", running.columns, late, end + 300)

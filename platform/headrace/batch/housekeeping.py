@@ -3,9 +3,9 @@
 The log is dropped by whole partitions, oldest first, when the stream's policy asks for it (`keep`, `keep_bytes`) and when
 nothing needs them: no event of theirs waits for its label, every version that runs or may run starts again after all that
 models read of them, and no comparison or probation has its evidence there. What was dropped is counted, so an audit still
-adds up, and a version that would read it says that it cannot be rebuilt any more. Checkpoints of versions that nobody runs
-are thinned. Each partition and each version is one short transaction: an interrupted run has done a part, the next one does
-the rest.
+adds up, and a version that would read it says that it cannot be rebuilt any more. Checkpoints of versions that nobody
+runs are thinned. Each partition and each version is one short transaction, which looks again at who needs it: an
+interrupted run has done a part, the next one does the rest.
 """
 
 from __future__ import annotations
@@ -137,29 +137,37 @@ def _days(time_: timedelta) -> str:
 def _needed(conn: Connection, stream: Stream, first: int, last: int) -> tuple[int, str | None]:
     """(the last entry that makes a model read of a range, who needs the range)."""
     where: dict[str, Any] = {"seq_first": first, "seq_last": last, "late": stream.label.on_late != "ignore"}
-    for reader in readers(conn, stream.name):
-        if reader.stands < last:
-            when = "starts again"
-            if reader.status == "candidate":
-                when = f"is admitted; `headrace admit {stream.name} {reader.version}` decides"
-            return 0, f"{reader.version} ({reader.status}) reads on from seq {reader.stands + 1:,} when it {when}"
-    for version, status, champion, since in db.rows(conn, "evidence_ranges", {"stream": stream.name}):
-        if since <= last:
-            if status == "probation":
-                return 0, f"{version}, the champion before {champion}, is in probation since seq {since:,}"
-            return 0, f"{version} is compared with {champion} on what came since seq {since:,}"
+    if needed := _needed_by(conn, stream.name, last, 0):
+        return 0, needed
     waiting = db.row(conn, "first_waiting", where, schema=stream.name)
     if waiting is not None and waiting[0] is not None:
         return 0, f"event {waiting[0]:,} waits for its label"
     answer = db.row(conn, "last_answer", where, schema=stream.name)
     read_seq = max(last, (answer[0] if answer else None) or 0)
-    for reader in readers(conn, stream.name):
+    return read_seq, _needed_by(conn, stream.name, last, read_seq)
+
+
+def _needed_by(conn: Connection, stream: str, last: int, read_seq: int) -> str | None:
+    """The version that needs a range, or whose evidence it is."""
+    known = readers(conn, stream)
+    for reader in known:
+        if reader.stands < last:
+            when = "starts again"
+            if reader.status == "candidate":
+                when = f"is admitted; `headrace admit {stream} {reader.version}` decides"
+            return f"{reader.version} ({reader.status}) reads on from seq {reader.stands + 1:,} when it {when}"
+    for version, status, champion, since in db.rows(conn, "evidence_ranges", {"stream": stream}):
+        if since <= last:
+            if status == "probation":
+                return f"{version}, the champion before {champion}, is in probation since seq {since:,}"
+            return f"{version} is compared with {champion} on what came since seq {since:,}"
+    for reader in known:
         if reader.stands < read_seq:
-            return 0, (
+            return (
                 f"{reader.version} ({reader.status}) reads label {read_seq:,}, of one of its events, when it starts again "
                 f"after seq {reader.stands:,}"
             )
-    return read_seq, None
+    return None
 
 
 def housekeep(conn: Connection, stream: Stream) -> Housekept:
@@ -255,6 +263,9 @@ def _drop_now(
         raise _InUseError(
             f"a late label of an event of partition {part.partition} came meanwhile; the next run tries again"
         )
+    db.run(conn, "lock_stream", {"stream": name})  # nobody registers a version, or decides about one, from here on
+    if needed := _needed_by(conn, name, part.seq_last, part.read_seq):
+        raise _InUseError(needed)
     for parent in ("events", "labels"):
         for statement in ("detach_partition", "drop_partition"):
             text = sql.SQL(all_queries()[statement])

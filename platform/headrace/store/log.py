@@ -451,6 +451,19 @@ def recall(conn: Connection, stream: str, columns: Sequence[LogColumn], seqs: ND
     return Recalled(*_read_events(conn, "read_events_by_seq", stream, columns, **parts))
 
 
+def check_recalled(conn: Connection, stream: str, wanted: NDArray[np.int64], recalled: Recalled) -> None:
+    """Whether events that a reader wants back are there still: without them it would learn something else, or nothing.
+
+    Raises
+    ------
+    ForgottenError
+        When retention has dropped some of them: nobody who started at one of the newest checkpoints wants those.
+    """
+    missing = np.setdiff1d(wanted, recalled.seq)
+    if len(missing) and missing[0] <= (dropped := dropped_through(conn, stream)):
+        raise _forgotten(stream, int(missing[0]) - 1, dropped)
+
+
 def _read_events(
     conn: Connection, name: str, stream: str, columns: Sequence[LogColumn], **parts: int | sql.Composable
 ) -> tuple[NDArray[np.int64], Columns]:

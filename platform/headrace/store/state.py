@@ -119,7 +119,15 @@ def assemble(
 def read_on(
     conn: Connection, stream: str, columns: Sequence[LogColumn], progressive: Progressive, upto: int
 ) -> tuple[LogBatch, Iterator[EpochScore]]:
-    """The log's next entries, up to a seq that it has, and what a version makes of them as the iterator goes on."""
+    """The log's next entries, up to a seq that it has, and what a version makes of them as the iterator goes on.
+
+    Raises
+    ------
+    ForgottenError
+        When retention has dropped some of them, or events that their labels answer.
+    """
     batch = log.read(conn, stream, columns, progressive.seq, upto)
-    recalled = log.recall(conn, stream, columns, progressive.wants(batch))
+    wanted = progressive.wants(batch)
+    recalled = log.recall(conn, stream, columns, wanted)
+    log.check_recalled(conn, stream, wanted, recalled)
     return batch, progressive.apply(batch, recalled)
