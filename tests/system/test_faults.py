@@ -17,7 +17,7 @@ import psutil
 import psycopg2
 import pytest
 from psycopg2 import sql
-from tests.conftest import TABLES, SmallSource
+from tests.conftest import TABLES, SmallSource, database_of
 from tests.system.workers import Worker, wait_until
 from tests.torture.cluster import Cluster
 
@@ -159,6 +159,49 @@ def test_a_full_disk(registered: Any, origin: Any, start: Callable[..., Worker],
         is_sound(registered)
         assert up.end() == 0
     assert not up.says("Traceback")
+
+
+def test_a_full_disk_for_temporary_files(
+    registered: Any, origin: Any, environment: dict[str, str], start: Callable[..., Worker], small_disk: Path
+) -> None:
+    origin.add(*origin.rows(0, 50))
+    registered.import_history(origin)
+    environment["TMPDIR"] = str(small_disk)
+    up = start("up", "small")
+    live = "SELECT 1 FROM headrace.worker_progress WHERE role = 'intake' AND phase = 'streaming'"
+    wait_until(lambda: registered.query(live), 60, "it streams")
+    filler = fill(small_disk)
+    os.truncate(filler, filler.stat().st_size - 1_000_000)  # else Python would take another folder by itself
+    origin.execute(
+        "INSERT INTO visits SELECT g, '2020-03-01 02:00+00', 'a', repeat('x', 100000), 1 FROM generate_series(50, 149) AS g"
+    )
+    wait_until(lambda: ("intake", "disk_full") in states(registered, now=False), 60, "the state has a name")
+    ((message,),) = registered.query("SELECT DISTINCT message FROM metrics.incidents WHERE state = 'disk_full'")
+    assert message.startswith(
+        "the disk for temporary files is full: [Errno 28] No space left on device; free some space"
+    )
+    filler.unlink()
+    wait_until(lambda: events(registered) == 150, 60, "it goes on by itself")
+    wait_until(lambda: not states(registered), 30, "all is well again")
+    is_sound(registered)
+    assert up.end() == 0
+    assert not up.says("Traceback")
+
+
+def test_a_lock_is_no_database_that_is_away(registered: Any, origin: Any, start: Callable[..., Worker]) -> None:
+    origin.add(*origin.rows(0, 50))
+    registered.import_history(origin)
+    registered.query(f"ALTER DATABASE {database_of(registered.dsn)} SET lock_timeout = '300ms'")
+    intake = start("intake", "small")
+    live = "SELECT 1 FROM headrace.worker_progress WHERE role = 'intake' AND phase = 'streaming'"
+    wait_until(lambda: registered.query(live), 60, "it streams")
+    with closing(psycopg2.connect(registered.dsn)) as conn, conn.cursor() as cursor:
+        cursor.execute("LOCK TABLE small.events IN ACCESS EXCLUSIVE MODE")
+        origin.add(*origin.rows(50, 10))
+        wait_until(lambda: states(registered), 30, "the state has a name")
+    assert states(registered) == [("intake", "lock_not_available")]
+    assert intake.process.wait(20) == 3
+    assert intake.says("headrace: a database could not do what it was told: canceling statement due to lock timeout")
 
 
 def learner(up: Worker, version: str) -> psutil.Process | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -24,8 +25,6 @@ from headrace.settings import Settings, connection, signing_key
 from headrace.store import db, leases, log, registry, source
 
 logger = logging.getLogger(__name__)
-
-_BROKEN = (psycopg2.OperationalError, psycopg2.InterfaceError)
 
 
 def add_commands(commands: Any) -> None:
@@ -167,33 +166,11 @@ def run_down(settings: Settings, arguments: argparse.Namespace) -> int:
 def _noted(dsn: str, conn: Connection, stream: str, role: str) -> Iterator[None]:
     """While a worker fails, its state is an open incident that `headrace status` and SQL show.
 
-    What psycopg2 and the machine say becomes one of ours: a broken connection, a full disk, too little memory. A role
-    that was lost to another process is no incident: it is at work, and metrics.failovers tells.
+    A role that was lost to another process is no incident: it is at work, and metrics.failovers tells.
     """
     try:
-        try:
+        with _named(dsn, conn, stream, role):
             yield
-        except psycopg2.errors.DiskFull as error:
-            raise ServerError(
-                f"a disk is full: {_line(error)}; free some space, it goes on by itself", state="disk_full"
-            ) from error
-        except (psycopg2.InterfaceError, psycopg2.DatabaseError) as error:
-            # A connection that breaks within a COPY is a DatabaseError of no kind of its own.
-            if not isinstance(error, _BROKEN) and type(error) is not psycopg2.DatabaseError:
-                raise
-            if lost := _lost(dsn, stream, role):
-                raise lost from error
-            if not conn.closed and role == "intake":
-                raise SourceError(f"the source's database went away: {_line(error)}", state="source_away") from error
-            raise ServerError(f"the platform's database went away: {_line(error)}", state="platform_away") from error
-        except SourceError as error:
-            if lost := _lost(dsn, stream, role):  # who takes a role over ends the connections of who had it
-                raise lost from error
-            raise
-        except MemoryError as error:
-            raise ServerError(
-                "out of memory; give the process more, or the version less to remember", state="out_of_memory"
-            ) from error
     except LeaseError:
         raise
     except HeadraceError as error:
@@ -206,6 +183,43 @@ def _noted(dsn: str, conn: Connection, stream: str, role: str) -> Iterator[None]
             else:
                 db.run(noting, "open_incident", params)
         raise
+
+
+@contextmanager
+def _named(dsn: str, conn: Connection, stream: str, role: str) -> Iterator[None]:
+    """What psycopg2 and the machine say becomes an error of ours with a state: a broken connection, a full disk, a lock."""
+    try:
+        yield
+    except psycopg2.Error as error:
+        state = db.state_of(error)
+        if state is None:
+            raise
+        if state == "disk_full":
+            message = f"a disk is full: {_line(error)}; free some space, it goes on by itself"
+        elif state != db.AWAY:
+            message = f"a database could not do what it was told: {_line(error)}"
+        elif lost := _lost(dsn, stream, role):
+            raise lost from error
+        elif not conn.closed and role == "intake":
+            raise SourceError(f"the source's database went away: {_line(error)}", state="source_away") from error
+        else:
+            state, message = "platform_away", f"the platform's database went away: {_line(error)}"
+        raise ServerError(message, state=state) from error
+    except SourceError as error:
+        if lost := _lost(dsn, stream, role):  # who takes a role over ends the connections of who had it
+            raise lost from error
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ServerError(
+            f"the disk for temporary files is full: {_line(error)}; free some space, or point TMPDIR to a larger one",
+            state="disk_full",
+        ) from error
+    except MemoryError as error:
+        raise ServerError(
+            "out of memory; give the process more, or the version less to remember", state="out_of_memory"
+        ) from error
 
 
 def _lost(dsn: str, stream: str, role: str) -> LeaseError | None:
@@ -279,6 +293,7 @@ def run_resync(settings: Settings, arguments: argparse.Namespace) -> int:
         platform(settings) as dsn,
         closing(db.connect(dsn, role="headrace_intake", application=application)) as conn,
         Reporter(dsn, stream.name) as progress,
+        _named(dsn, conn, stream.name, "intake"),
     ):
         columns = registry.registered(conn, stream)
         lease = leases.take(conn, stream.name, "intake", settings.lease, patience=settings.lease)

@@ -81,7 +81,7 @@ class Supervisor:
     def run(self, stop: Callable[[], bool]) -> None:
         """Follow the registry until `stop` says so, then stop everything."""
         try:
-            away: tuple[datetime, str] | None = None  # since when, and what was said
+            away: tuple[datetime, str, str] | None = None  # since when, in which state, and what was said
             while not stop():
                 try:
                     self.step()
@@ -91,8 +91,10 @@ class Supervisor:
                     away = None
                 except (ServerError, psycopg2.OperationalError) as error:  # it restarts: the processes wait for it too
                     if away is None:
-                        away = (datetime.now(UTC), " ".join(str(error).split()))
-                        logger.warning("the platform's database is away: %s", away[1])
+                        known = db.AWAY if isinstance(error, ServerError) else db.state_of(error)
+                        state = "platform_away" if known in (None, db.AWAY) else str(known)
+                        away = (datetime.now(UTC), state, " ".join(str(error).split()))
+                        logger.warning("the platform's database cannot be worked with (%s): %s", *away[1:])
                 time.sleep(0.2 if away is None else 1.0)
         finally:
             self.stop()
@@ -221,11 +223,11 @@ class Supervisor:
         with closing(db.connect(self._dsn, role="headrace_learner", autocommit=True)) as conn:
             db.run(conn, query, {"stream": stream, "role": role, **params})
 
-    def _was_away(self, since: datetime, message: str) -> None:
+    def _was_away(self, since: datetime, state: str, message: str) -> None:
         """Nobody could say so while it lasted."""
         with closing(db.connect(self._dsn, role="headrace_learner", autocommit=True)) as conn:
             for stream in self._streams:
-                params = {"stream": stream, "role": "platform", "state": "platform_away", "message": message}
+                params = {"stream": stream, "role": "platform", "state": state, "message": message}
                 db.run(conn, "add_past_incident", {**params, "opened_at": since})
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ timeouts, and works in UTC and UTF-8, whatever encoding the server's database ha
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -90,6 +91,25 @@ def is_away(sqlstate: str | None) -> bool:
     [True, True, True, False, False]
     """
     return sqlstate is None or sqlstate.startswith(("08", "57P"))
+
+
+AWAY = "away"
+
+
+def state_of(error: psycopg2.Error) -> str | None:
+    """Name of the state that a server's error means: `AWAY`, or what it says; None for an error that should not be.
+
+    >>> state_of(psycopg2.errors.LockNotAvailable()), state_of(psycopg2.errors.UndefinedColumn())
+    ('lock_not_available', None)
+    """
+    if isinstance(error, psycopg2.InterfaceError):
+        return AWAY
+    # A connection that breaks within a COPY is a DatabaseError of no kind of its own.
+    if type(error) in (psycopg2.OperationalError, psycopg2.DatabaseError) or (error.pgcode and is_away(error.pgcode)):
+        return AWAY
+    if isinstance(error, psycopg2.OperationalError):
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
+    return None
 
 
 @contextmanager
