@@ -142,6 +142,18 @@ def test_many_values_outgrow_the_first_table() -> None:
     np.testing.assert_allclose(at["mean_tail_1d"], (1 + 10 * g) / 11, rtol=1e-6)
 
 
+def test_a_table_may_have_to_grow_at_the_first_entry_of_a_batch() -> None:
+    """A learner at the log's edge reads one label at a time."""
+    n = 3_000
+    whole, single = TargetMeans(("tail",), PRIOR), TargetMeans(("tail",), PRIOR)
+    keys = whole.keys_of({"tail": np.array([f"N{i}" for i in range(n)], dtype=object)})
+    is_label, ones, clock = np.ones(n, dtype=np.bool_), np.ones(n), np.arange(n, dtype=np.int64)
+    whole.run(keys, is_label, ones, ones, clock)
+    for i in range(n):
+        single.run(keys[i : i + 1], is_label[:1], ones[:1], ones[:1], clock[i : i + 1])
+    assert dump(*single.save()) == dump(*whole.save())
+
+
 def test_memory_is_bounded_and_what_had_no_label_for_longest_goes() -> None:
     n = 2_000
     bounded, free = TargetMeans(("tail",), PRIOR, max_values=100), TargetMeans(("tail",), PRIOR)

@@ -129,28 +129,17 @@ class TargetMeans:
         out = np.empty((len(clock) - int(np.count_nonzero(is_label)), len(self.columns)))
         before = np.full(len(clock), np.nan) if before is None else before
         since = clock if since is None else since
-        at = event = 0
-        while at < len(clock):
-            if at:
-                self._table.grow()
-            at, event = _run(
-                at,
-                event,
-                values,
-                is_label,
-                y,
-                weight,
-                clock,
-                before,
-                since,
-                *self._state(),
-                _HALF_LIVES,
-                self.prior,
-                out,
-            )
+        at, event = self._pass(0, 0, values, is_label, y, weight, clock, before, since, out)
+        while at < len(clock):  # the table was half full, perhaps at the very first entry
+            self._table.grow()
+            at, event = self._pass(at, event, values, is_label, y, weight, clock, before, since, out)
         if len(clock):
             self._now = int(clock[-1])
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
+
+    def _pass(self, at: int, event: int, *entries: Any) -> tuple[int, int]:
+        stopped: tuple[int, int] = _run(at, event, *entries[:-1], *self._state(), _HALF_LIVES, self.prior, entries[-1])
+        return stopped
 
     def peek(self, values: Keys, clock: Clock) -> dict[str, Floats]:
         """Return the features that n events would read at `clock`; nothing changes."""
