@@ -138,7 +138,8 @@ class TargetMeans:
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
 
     def _pass(self, at: int, event: int, *entries: Any) -> tuple[int, int]:
-        stopped: tuple[int, int] = _run(at, event, *entries[:-1], *self._state(), _HALF_LIVES, self.prior, entries[-1])
+        arguments = [at, event, *entries[:-1], *self._state(), _HALF_LIVES, self.prior, entries[-1]]
+        stopped: tuple[int, int] = _run(*arguments)
         return stopped
 
     def peek(self, values: Keys, clock: Clock) -> dict[str, Floats]:
