@@ -19,9 +19,11 @@ _BOUND = 64 * 2**20
 
 
 def write_wal(origin: Any, megabytes: int) -> None:
+    """Written to the last byte, not left in a buffer of some megabytes."""
     origin.execute(
         "SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000000)) FROM generate_series(1, %s)", megabytes
     )
+    origin.execute("SELECT pg_logical_emit_message(true, 'test', '')")
 
 
 def test_a_slot_is_given_up_before_its_bound(registered: Any, origin: Any, caplog: pytest.LogCaptureFixture) -> None:
