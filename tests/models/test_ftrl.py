@@ -178,12 +178,13 @@ def test_rates_and_uncertainty_fall_as_labels_come(stream: Make) -> None:
     assert 0 < rates["bias"].p50 < rates["carrier"].p50 < rates["tail"].p50 <= rates["tail"].p90 <= 0.1
 
 
-def test_fixed_terms_of_the_logit(stream: Make) -> None:
-    X, *_ = stream(100)
-    model = Ftrl()
-    offset = np.linspace(-2, 2, 100)
-    p = model.predict(model.prepare({**X, "offset": offset}))
-    np.testing.assert_allclose(p, 1 / (1 + np.exp(-offset)), rtol=1e-12)
+def test_no_name_of_a_column_is_special(stream: Make) -> None:
+    X, y, _, _ = stream(300)
+    renamed = {{"wind": "offset", "tail": "keys"}.get(name, name): values for name, values in X.items()}
+    model = Ftrl(bins=False)
+    p = online(model, renamed, y)
+    np.testing.assert_allclose(p, online(Ftrl(bins=False), X, y), rtol=1e-12)
+    assert [rate.feature for rate in model.rates()] == ["carrier", "keys", "bias", "offset", "delay"]
 
 
 def test_mistakes_are_named(stream: Make) -> None:

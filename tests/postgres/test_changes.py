@@ -303,22 +303,6 @@ def test_a_source_that_asks_is_told_what_is_stored_and_no_more(running: Any, ori
             assert time.monotonic() < deadline, "what is stored is confirmed"
 
 
-def test_what_others_say_outside_of_transactions_is_no_part_of_one(
-    running: Any, origin: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Heartbeats of other programs: neither do they hold the slot, nor are they a transaction that is never committed."""
-    monkeypatch.setattr(changes, "_CHUNK_BYTES", 2_000)
-    say = "SELECT pg_logical_emit_message(false, 'other', repeat('x', 300))::text FROM generate_series(1, %s)"
-    ((said,), *_) = origin.execute(say, 1)
-    running.follow_until(origin, lambda lsn: source.lsn_number(lsn) > source.lsn_number(said))
-    origin.execute(say, 100)
-    origin.add(*origin.rows(100, 100))
-    origin.execute(say, 100)
-    running.follow(origin)
-    assert running.query("SELECT count(*) FROM small.events") == [(120,)]
-    balanced(running)
-
-
 def test_a_large_transaction_that_comes_slowly_waits_in_its_file(
     running: Any, origin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

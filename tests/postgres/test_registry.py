@@ -295,8 +295,10 @@ def test_a_killed_holder_frees_its_role(registered: Any) -> None:
 
 def test_a_role_that_comes_and_goes_is_waited_for(registered: Any) -> None:
     """A worker that cannot work takes its role and ends, again and again: whoever repairs it gets its turn."""
-    connect = lambda: closing(db.connect(registered.dsn, role="headrace_intake"))  # noqa: E731
-    with connect() as waiting, connect() as failing:
+    with (
+        closing(db.connect(registered.dsn, role="headrace_intake")) as waiting,
+        closing(db.connect(registered.dsn, role="headrace_intake")) as failing,
+    ):
         leases.take(failing, "small", "intake", LENGTH)
         with pytest.raises(LeaseError, match="stop that one first"):
             leases.take(waiting, "small", "intake", LENGTH, patience=timedelta(seconds=0.05))

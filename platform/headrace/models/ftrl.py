@@ -1,4 +1,4 @@
-"""FTRL-Proximal logistic regression straight from columns: categories, numbers, missing values, offsets.
+"""FTRL-Proximal logistic regression straight from columns: categories, numbers, missing values.
 
 McMahan et al., "Ad Click Prediction: a View from the Trenches" (2013), sections 3.1 and 4. Every value of a category has a
 weight of its own in a table without collisions; a number has a linear weight on its standardised value, and, with `bins`,
@@ -35,10 +35,7 @@ _SAW, _AT, _NOW = 0, 1, 2  # of `_state`: sightings, the cell that ages next, th
 _AGING = 8  # sightings after which one cell of the sketch is halved
 _SKETCH = 1 << 20
 _NEVER = -(2**63)
-_NO_CLOCK = np.empty(0, dtype=np.int64)
-
-OFFSET = "offset"
-"""Column of fixed terms of the logit, such as the score of boosted trees."""
+_NONE, _NO_CLOCK = np.empty(0), np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Ftrl:
     expire_after
         Microseconds without a label after which a weight is forgotten; None for never.
     max_weights
-        Weights at most, 64 bytes each; then those without a label for longest go.
+        Weights at most, 64 bytes each, up to twice that when it is no power of two; then those without a label for longest go.
 
     Examples
     --------
@@ -110,17 +107,17 @@ class Ftrl:
         self._layout: _Layout | None = None
 
     def prepare(self, X: Columns) -> Columns:
-        """Return uint64[n, categories and pairs] keys, 0 where missing, float64[n, numbers], and float64[n] offsets."""
+        """Return uint64[n, categories and pairs] keys, 0 where missing, and float64[n, numbers], NaN where missing."""
         layout, n = self._fitted(X), row_count(X)
         keys = np.empty((n, layout.width), dtype=np.uint64)
         for column, (name, seed) in enumerate(zip(layout.categories, layout.seeds, strict=True)):
-            _enter(keys_of(X[name]), seed, np.uint64(column + 1), keys, column)
+            _enter(keys_of(X[name], seed), np.uint64(column + 1), keys, column)
         if self._pairs:
             _pair(keys, len(layout.categories), np.uint64(layout.groups))
         numbers = np.empty((n, len(layout.numbers)))
         for column, name in enumerate(layout.numbers):
             numbers[:, column] = X[name]
-        return {"keys": keys, "numbers": numbers, OFFSET: X[OFFSET] if OFFSET in X else np.zeros(n)}
+        return {"keys": keys, "numbers": numbers}
 
     def run(
         self,
@@ -136,9 +133,9 @@ class Ftrl:
         while True:
             table = self._table
             at = _run(
-                at, order, events["keys"], events["numbers"], events[OFFSET], labels["keys"], labels["numbers"],
-                labels[OFFSET], y, weight, clock, table.cells, table.floats, table.state, self._sketch, self._state,
-                self._dense, self._scale, self._number_seeds, self._params, p,
+                at, order, events["keys"], events["numbers"], labels["keys"], labels["numbers"], y, weight, clock,
+                table.cells, table.floats, table.state, self._sketch, self._state, self._dense, self._scale,
+                self._number_seeds, self._params, p,
             )  # fmt: skip
             if at == len(order):
                 return p
@@ -155,8 +152,7 @@ class Ftrl:
 
     def predict(self, X: Columns) -> Floats:
         """Return float64[n] and change nothing."""
-        none = take(X, slice(0, 0))
-        return self.run(np.arange(len(X["keys"])), X, none, none[OFFSET], none[OFFSET], _NO_CLOCK)
+        return self.run(np.arange(len(X["keys"])), X, take(X, slice(0, 0)), _NONE, _NONE, _NO_CLOCK)
 
     def uncertainty(self, X: Columns) -> Floats:
         """Return float64[n]: the sum over a row's features of |x| alpha / (beta + sqrt(n)), how much one label may move it.
@@ -228,7 +224,7 @@ class Ftrl:
             Later ones differ, or there are too many.
         """
         categories = tuple(name for name, values in X.items() if is_category(values))
-        numbers = tuple(name for name in X if name not in categories and name != OFFSET)
+        numbers = tuple(name for name in X if name not in categories)
         if self._layout is None:
             self._lay_out(_Layout(categories, numbers, self._pairs))
         layout = self._layout
@@ -280,9 +276,9 @@ def _grouped(key: Any, group: Any) -> Any:
 
 
 @kernel
-def _enter(keys: Any, seed: Any, group: Any, out: Any, column: Any) -> None:
+def _enter(keys: Any, group: Any, out: Any, column: Any) -> None:
     for i in range(keys.shape[0]):
-        out[i, column] = np.uint64(0) if keys[i] == np.uint64(0) else _grouped(mix64(keys[i] ^ seed), group)
+        out[i, column] = np.uint64(0) if keys[i] == np.uint64(0) else _grouped(keys[i], group)
 
 
 @kernel
@@ -369,7 +365,7 @@ def _admitted(key: Any, sketch: Any, state: Any, wanted: Any) -> Any:
 
 @kernel
 def _logit(
-    keys: Any, i: Any, numbers: Any, offset: Any, cells: Any, floats: Any, oldest: Any, dense: Any, scale: Any, seeds: Any,
+    keys: Any, i: Any, numbers: Any, cells: Any, floats: Any, oldest: Any, dense: Any, scale: Any, seeds: Any,
     params: Any, rows: Any, scaled: Any, weights: Any, roots: Any,
 ) -> Any:  # fmt: skip
     """The logit of one row.
@@ -378,7 +374,7 @@ def _logit(
     roots of n of what is in the table, then of the bias and of the numbers.
     """
     width, count = keys.shape[1], numbers.shape[1]
-    total = offset
+    total = 0.0
     for j in range(count + 1):
         at = width + count + j
         roots[at] = np.sqrt(dense[j, 1])
@@ -404,7 +400,7 @@ def _logit(
 
 @kernel
 def _run(
-    at: Any, order: Any, e_keys: Any, e_numbers: Any, e_offset: Any, l_keys: Any, l_numbers: Any, l_offset: Any, y: Any,
+    at: Any, order: Any, e_keys: Any, e_numbers: Any, l_keys: Any, l_numbers: Any, y: Any,
     weight: Any, clock: Any, cells: Any, floats: Any, counters: Any, sketch: Any, state: Any, dense: Any, scale: Any,
     seeds: Any, params: Any, p: Any,
 ) -> Any:  # fmt: skip
@@ -420,7 +416,7 @@ def _run(
             oldest = state[_NOW] - expires if expires else np.int64(_NEVER)
             p[i] = sigmoid(
                 _logit(
-                    e_keys, i, e_numbers, e_offset[i], cells, floats, oldest, dense, scale, seeds, params, rows, scaled,
+                    e_keys, i, e_numbers, cells, floats, oldest, dense, scale, seeds, params, rows, scaled,
                     weights, roots,
                 )
             )  # fmt: skip
@@ -434,7 +430,7 @@ def _run(
         for j in range(count):
             _update_scale(l_numbers[i, j], scale, j)
         logit = _logit(
-            l_keys, i, l_numbers, l_offset[i], cells, floats, oldest, dense, scale, seeds, params, rows, scaled, weights,
+            l_keys, i, l_numbers, cells, floats, oldest, dense, scale, seeds, params, rows, scaled, weights,
             roots,
         )  # fmt: skip
         g = weight[i] * (sigmoid(logit) - y[i])

@@ -39,7 +39,7 @@ class Table:
     width
         Numbers of each row, beside key and last use.
     limit
-        Keys at most; two rows of 8 (2 + width) bytes are kept for each.
+        Keys at most; there are two rows of 8 (2 + width) bytes for each, up to four when it is no power of two.
     """
 
     width: int

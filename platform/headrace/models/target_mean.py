@@ -26,7 +26,7 @@ SHRINKAGE = 10.0
 """How many labels of the overall mean stand beside a key's own (c of the formula)."""
 
 MAX_VALUES = 1 << 20
-"""Values of all keys together that are remembered, 224 bytes each at most; then those without labels for longest go."""
+"""Values of all keys together that are remembered, 160 bytes each; then those without labels for longest go."""
 
 _HALF_LIVES = np.array(list(HALF_LIVES.values()), dtype=np.float64)
 _LONGEST = float(_HALF_LIVES.max())
