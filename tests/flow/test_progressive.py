@@ -510,6 +510,29 @@ def test_slices_add_up_to_their_epoch(make: Any, log: Log) -> None:
         assert sum(s.loss_sum for s in score.slices) == pytest.approx(score.sums.loss_sum)
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_poisoned_model_says_so(make: Any, log: Log, poison: float) -> None:
+    """NaN would count as no prediction: it would drop out of every comparison without a word."""
+    version = make()
+    follow(version, log.batches(100_000, upto=log.epochs[1].seq_last))
+    model: Any = version.model
+    name = "run" if hasattr(model, "run") else "ask"
+    real, seen = getattr(model, name), []
+
+    def poisoned(*values: Any) -> Any:
+        answer = real(*values)
+        p = answer if name == "run" else answer[0]
+        if len(p):
+            seen.append(True)
+            p[-1] = poison
+        return answer
+
+    setattr(model, name, poisoned)
+    with pytest.raises(ModelError, match=f"the model predicted {poison} for event .* bound the number in the contract"):
+        follow(version, log.batches(100_000, log.epochs[1].seq_last))
+    assert seen
+
+
 def test_a_gap_is_refused(make: Any, log: Log) -> None:
     version = make()
     with pytest.raises(ModelError, match="found a batch that starts at seq 6, expected 1"):

@@ -166,7 +166,7 @@ def test_hostile_rows_are_conserved_and_explained(platform: str, origin: str, wo
         )
         ((learned, scored, unscored, loss),) = query(sums)
         assert learned == scored > ROWS / 10
-        assert unscored == 0  # a model that was poisoned predicts NaN, which is no score
+        assert unscored == 0
         assert 0 < loss < 2
         assert query("SELECT role, state, message FROM metrics.incidents") == []
     assert not intake.says("Traceback")

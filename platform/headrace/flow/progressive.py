@@ -243,7 +243,17 @@ class Progressive:
         teaches = np.concatenate([np.ones(n, dtype=np.bool_), ~np.isnan(answers.y)])
         p = model.run(coded[teaches[order]], prepared, rows, answers.y, np.ones(len(answers.y)), answers.clock)
         if n:
-            self._open.answer(int(seqs[0]), p, np.empty((n, 0)))
+            self._predicted(seqs, p, np.empty((n, 0)))
+
+    def _predicted(self, seqs: Ints, p: Floats, memo: Floats) -> None:
+        """Keep what the model said of events. NaN would count as no prediction, and nobody would hear of it."""
+        if (strange := ~np.isfinite(p)).any():
+            at = int(strange.argmax())
+            raise ModelError(
+                f"the model predicted {p[at]} for event {seqs[at]}, expected a probability: one of its numbers has overflowed "
+                "and it will not recover; roll back to another version, and bound the number in the contract"
+            )
+        self._open.answer(int(seqs[0]), p, memo)
 
     def _take_turns(
         self,
@@ -265,7 +275,7 @@ class Progressive:
                 outstanding -= int(np.count_nonzero(~answers.late[part]))
             else:
                 p, memo = self.model.ask(take(prepared, part), clock[part], outstanding)
-                self._open.answer(int(seqs[part.start]), p, memo)
+                self._predicted(seqs[part], p, memo)
                 outstanding += end - start
 
     def _answers(self, batch: LogBatch, labels: slice, event_seq: Ints) -> _Answers:
