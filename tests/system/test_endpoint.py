@@ -405,7 +405,9 @@ def test_reads_json_as_postgres_does(shop: Shop, row: Row) -> None:
     for i, column in enumerate(columns):
         asked, stored = read.columns[column.name], series(cells, i, column.type_oid)
         assert type(asked) is type(stored)
-        assert repr(listed(asked)) == repr(listed(stored)), column.source
+        # JSON's -0.0 is a numeric to Postgres, which knows no negative zero.
+        values = ([v + 0.0 if isinstance(v, float) else v for v in listed(c)] for c in (asked, stored))
+        assert len({repr(v) for v in values}) == 1, column.source
 
 
 class Client(threading.Thread):
