@@ -40,7 +40,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench $(NAME)
 
-# 25 minutes; what each kind of fault does: tests/torture/plan.py
+# Half an hour; what each kind of fault does: tests/torture/plan.py
 N ?= 300
 SEED ?= 7
 torture: $(STAMP)

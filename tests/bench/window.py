@@ -21,6 +21,7 @@ from typing import Any
 
 import psycopg2
 
+from headrace import target_mean
 from headrace.cli.run import register
 from headrace.definition.load import load_file
 from headrace.live.supervisor import PINNED
@@ -31,7 +32,7 @@ from headrace.store.migrate import migrate
 
 EVENTS = 10_000_000
 _ONE_TRANSACTION = 1_000_000
-_NUMBERS = 4  # target means that an event reads, and what the model wants back: kept for each open event
+_NUMBERS = len(target_mean("country").names())  # that an event reads, and that are kept while it is open
 _DEFINITION = '''
 """Is this payment a fraud?"""
 
