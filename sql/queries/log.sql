@@ -72,7 +72,8 @@ COPY {schema}.quarantine (relation, key, expectation, found, reason, content, ls
 INSERT INTO {schema}.held (key, y, label_time, deadline, lsn, received_at)
 SELECT t.key::{key_type}, t.y, t.label_time, t.deadline, t.lsn, %(received_at)s
 FROM unnest(%(keys)s::text[], %(ys)s::double precision[], %(label_times)s::timestamptz[], %(deadlines)s::timestamptz[],
-    %(lsns)s::pg_lsn[]) AS t (key, y, label_time, deadline, lsn)
+    %(lsns)s::pg_lsn[]) WITH ORDINALITY AS t (key, y, label_time, deadline, lsn, place)
+ORDER BY t.place
 ON CONFLICT (key) DO UPDATE SET y = excluded.y, label_time = excluded.label_time, deadline = excluded.deadline,
     lsn = excluded.lsn, received_at = excluded.received_at;
 
@@ -95,7 +96,7 @@ COPY (
 ) TO STDOUT (FORMAT binary);
 
 -- read_held: labels that wait for their event, in the order in which they will be given up
-COPY (SELECT key, y, label_time, deadline FROM {schema}.held ORDER BY deadline) TO STDOUT (FORMAT binary);
+COPY (SELECT key, y, label_time, deadline FROM {schema}.held ORDER BY held_id) TO STDOUT (FORMAT binary);
 
 -- read_events: a range of events in order
 COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq > {after} AND seq <= {upto} ORDER BY seq) TO STDOUT (FORMAT binary);

@@ -136,8 +136,7 @@ DELETE FROM headrace.checkpoints AS c USING judged
 WHERE c.stream = %(stream)s AND c.version = %(version)s AND c.seq = judged.seq AND NOT judged.stays;
 
 -- add_artifact: a large array, once
-INSERT INTO headrace.artifacts (stream, version, sha256, content) VALUES (%(stream)s, %(version)s, %(sha256)s, %(content)s)
-ON CONFLICT (stream, version, sha256) DO NOTHING;
+COPY headrace.artifacts (stream, version, sha256, content) FROM STDIN (FORMAT binary);
 
 -- thin_artifacts: let go of arrays that no checkpoint of the version refers to any more
 DELETE FROM headrace.artifacts WHERE stream = %(stream)s AND version = %(version)s AND sha256 NOT IN (

@@ -36,13 +36,15 @@ COMMENT ON TABLE {schema}.segments IS 'One row per commit of the source: its ran
 
 CREATE TABLE {schema}.held (
     key {key_type} PRIMARY KEY,
+    held_id bigint GENERATED ALWAYS AS IDENTITY,
     y double precision,
     label_time timestamptz NOT NULL,
     deadline timestamptz NOT NULL,
     lsn pg_lsn NOT NULL,
     received_at timestamptz NOT NULL
 );
-COMMENT ON TABLE {schema}.held IS 'Labels that came before their event, waiting for it until the watermark reaches their deadline.';
+COMMENT ON TABLE {schema}.held IS 'Labels that came before their event, waiting for it until the watermark reaches their deadline; the oldest is given up before when there are a million.';
+COMMENT ON COLUMN {schema}.held.held_id IS 'The order in which they came.';
 
 CREATE TABLE {schema}.quarantine (
     quarantine_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -1,7 +1,8 @@
 """A label window of 60 days with ten million open events, and a transaction of a million rows: how much memory?
 
 A fraud-like stream through real processes: history import, a learner, labels of events that are weeks old, kill -9 and
-start of both, then one transaction of a million rows. Reports peak memory beside the bounds that docs/operations.md declares.
+start of both, one heartbeat that ends the window of all that wait; then, on another stage, one transaction of a million
+rows. Reports peak memory beside the bounds that docs/operations.md declares.
 """
 
 from __future__ import annotations
@@ -229,8 +230,11 @@ def _window(bench: Bench, told: Told) -> None:
     told("intake_peak_after_start_mb", intake.peak / 1e6)
     told("learner_starts_again_s", bench.wait(learner, _LEARNED, key + 1 + labels))
     told("learner_peak_after_start_mb", learner.peak / 1e6)
-    intake.kill()
     learner.kill()
+    bench.run("SELECT pg_logical_emit_message(true, 'headrace.clock', '2026-06-01Z')")
+    told("all_time_out_s", bench.wait(intake, _LOGGED, 2 * (key + 1)))
+    told("intake_peak_all_time_out_mb", intake.peak / 1e6)
+    intake.kill()
     # What docs/operations.md declares.
     told("bound_of_the_intake_mb", 450 + bench.events * 17 / 1e6)
     told("bound_of_the_learner_mb", 450 + bench.events * (33 + 8 * _NUMBERS) / 1e6)

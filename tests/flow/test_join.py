@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.events import EpochRange, LabelKind
-from headrace.flow.join import NO_TIME, Answer, Chunk, Counts, Epoch, Held, Join, Joined, Op, Past
+from headrace.flow.join import NO_TIME, Answer, Chunk, Counts, Epoch, Held, Join, Joined, Op, Orphan, Past
 
 NO_CLOCK = -(2**63)
 WINDOW = 20
@@ -47,9 +47,8 @@ def unlabel(key: str) -> Change:
     return Change(Op.UNLABEL, key.encode(), NO_TIME)
 
 
-def new_join(*, negative: bool = False, epoch_labels: int = 3, epoch_time: int = 50, partition: int = 1000) -> Join:
-    options = {"epoch_labels": epoch_labels, "epoch_time": epoch_time, "partition": partition}
-    return Join(window=WINDOW, negative=negative, **options)
+def new_join(*, negative: bool = False, epoch_labels: int = 3, epoch_time: int = 50, **sizes: int) -> Join:
+    return Join(window=WINDOW, negative=negative, epoch_labels=epoch_labels, epoch_time=epoch_time, **sizes)
 
 
 def chunk_of(commits: Sequence[Commit], first_row: int) -> Chunk:
@@ -75,29 +74,29 @@ class Log:
     segments: list[tuple[int, int, int, int]] = field(default_factory=list)  # seq_first, seq_last, commit, watermark
     epochs: list[EpochRange] = field(default_factory=list)
     held: dict[bytes, Held] = field(default_factory=dict)
-    orphans: list[tuple[bytes, Held, int]] = field(default_factory=list)  # with the commit that gave it up
+    orphans: list[Orphan] = field(default_factory=list)
     duplicates: list[tuple[int, int]] = field(default_factory=list)  # row, commit
     counts: Counts = field(default_factory=Counts)
 
     def add(self, commits: Sequence[Commit], first_row: int, first_commit: int) -> None:
         """Run one chunk and store what it gives."""
         chunk = chunk_of(commits, first_row)
-        joined = self.join.run(chunk, self.past(self.join.unknown_keys(chunk)))
-        self._store(joined, chunk, first_row, first_commit)
+        for joined in self.join.run(chunk, self.past):
+            self._store(joined, chunk, first_row, first_commit)
+        self.counts.received += len(chunk.op)
 
     def add_in_parts(self, commit: Commit, size: int, first_row: int, number: int) -> None:
         """Run one commit in parts."""
         reach = chunk_of([commit], first_row).reach()
         starts = range(0, max(len(commit.changes), 1), size)
         for start in starts:
-            chunk = chunk_of([Commit(commit.changes[start : start + size])], first_row + start)
-            past = self.past(self.join.unknown_keys(chunk))
-            joined = self.join.run_part(chunk, past, reach, last=start == starts[-1])
-            self._store(joined, chunk, first_row + start, number)
+            chunk = chunk_of([Commit(commit.changes[start : start + size], commit.clock)], first_row + start)
+            for joined in self.join.run(chunk, self.past, goes_on=None if start == starts[-1] else reach):
+                self._store(joined, chunk, first_row + start, number)
+            self.counts.received += len(chunk.op)
 
     def _store(self, joined: Joined, chunk: Chunk, first_row: int, first_commit: int) -> None:
-        self.counts = Counts(*(a + b for a, b in zip(astuple(self.counts), astuple(joined.counts), strict=True)))
-        self.counts.received += len(chunk.op)
+        self.counts += joined.counts
         self.segments += [(a, b, c + first_commit, w) for a, b, c, w in joined.segments]
         for seq, row in zip(joined.event_seq, joined.event_row, strict=True):
             self.events.append((seq, chunk.key[row - first_row]))
@@ -112,7 +111,7 @@ class Log:
         self.labels += zip(*columns, strict=True)
         self.epochs += joined.epochs
         self.duplicates += [(row, commit + first_commit) for row, commit in joined.duplicates]
-        self.orphans += [(key, label, commit + first_commit) for key, label, commit in joined.orphans]
+        self.orphans += [replace(orphan, commit=orphan.commit + first_commit) for orphan in joined.orphans]
         for key in joined.released:
             self.held.pop(key, None)
         self.held |= {key: label for key, (_, label) in joined.held.items()}
@@ -121,9 +120,9 @@ class Log:
         """The watermark that each entry came with."""
         return {seq: w for first, last, _, w in self.segments for seq in range(first, last + 1)}
 
-    def past(self, keys: Sequence[bytes]) -> dict[bytes, Past]:
+    def past(self, keys: Sequence[bytes], before: int) -> dict[bytes, Past]:
         """The newest event of each key in older partitions, with its newest answer there: what indexes find."""
-        found, before = {}, self.join.remembers_from
+        found = {}
         for seq, key in self.events:
             if key in keys and seq < before:
                 answers = [
@@ -143,6 +142,8 @@ class Log:
             epoch_labels=old._epoch_labels,
             epoch_time=old._epoch_time,
             partition=old.partition,
+            part=old._part,
+            held=old._held_at_most,
         )
         since = [first for first, _, _, watermark in self.segments if watermark > old.watermark - old.window]
         newest = old.seq // old.partition * old.partition
@@ -155,8 +156,7 @@ class Log:
         """Go on with a join that followed this log."""
         old, self.join = self.join, join
         epoch = Epoch(old.epoch.number, old.epoch.seq_first, old.epoch.labels, old.epoch.watermark_first)
-        held = dict(sorted(self.held.items(), key=lambda item: item[1].deadline))
-        self.join.resume(watermark=old.watermark, epoch=epoch, held=held)
+        self.join.resume(watermark=old.watermark, epoch=epoch, held=dict(self.held))
 
     def content(self) -> str:
         """Everything, comparable; repr since NaN differs from itself."""
@@ -217,16 +217,23 @@ def cut_histories(draw: st.DrawFn) -> tuple[list[Commit], list[tuple[int, bool]]
 
 
 @settings(max_examples=200, deadline=None)
-@given(cut_histories(), st.booleans(), st.sampled_from([1, 4, 1000]), st.integers(1, 4))
+@given(
+    cut_histories(), st.booleans(), st.sampled_from([1, 4, 1000]), st.integers(1, 4), st.sampled_from([1, 2, 1000]),
+    st.sampled_from([1, 2, 1000]),
+)  # fmt: skip
 def test_chunks_restarts_and_parts_change_nothing(
-    history: tuple[list[Commit], list[tuple[int, bool]]], negative: bool, partition: int, size: int
-) -> None:
+    history: tuple[list[Commit], list[tuple[int, bool]]], negative: bool, partition: int, size: int, part: int,
+    held: int,
+) -> None:  # fmt: skip
     commits, cuts = history
-    whole = run(commits, negative=negative, partition=partition)
-    assert run(commits, cuts, negative=negative, partition=partition).content() == whole.content()
+    options: dict[str, Any] = {"negative": negative, "partition": partition, "held": held}
+    whole = run(commits, **options)
+    options["part"] = part
+    assert run(commits, **options).content() == whole.content()
+    assert run(commits, cuts, **options).content() == whole.content()
     single = [(i, True) for i in range(1, len(commits))]
-    assert run(commits, single, negative=negative, partition=partition).content() == whole.content()
-    parts = Log(new_join(negative=negative, partition=partition))
+    assert run(commits, single, **options).content() == whole.content()
+    parts = Log(new_join(**options))
     row = 0
     for number, commit in enumerate(commits):
         parts.add_in_parts(commit, size, row, number)
@@ -357,6 +364,32 @@ def test_a_held_label_that_changes_counts_once() -> None:
         assert [(kind, y) for _, _, kind, y, _, _ in log.labels] == [(LabelKind.OBSERVED, 1.0)]
         assert log.held == {}, "the stored label would come back at the next start"
         assert (log.counts.labels, log.counts.ignored, log.counts.held) == (1, 1, 0)
+
+
+def test_of_too_many_labels_without_an_event_the_oldest_is_given_up() -> None:
+    commits = [Commit((label("a", 1), label("b", 1))), Commit((label("c", 2), event("a", 3), event("b", 3)))]
+    log = run(commits, [(1, True)], held=2)
+    assert [(o.key, o.commit, o.crowded) for o in log.orphans] == [(b"a", 1, True)]
+    assert (list(log.held), [of for _, of, *_ in log.labels]) == ([b"c"], [2])
+    assert (log.counts.held, log.counts.quarantined, log.counts.labels) == (1, 1, 1)
+
+
+def test_time_outs_of_one_heartbeat_come_in_parts() -> None:
+    """Events of a part that is in the log already are looked up there, as its keys are forgotten."""
+    join = new_join(partition=10, part=7)
+    log = Log(join)
+    log.add([Commit(tuple(event(f"{i}", 0) for i in range(40)))], 0, 0)
+    sizes: list[int] = []
+    chunk = chunk_of([Commit((), clock=WINDOW), Commit((label("3", 30), label("39", 30)))], 40)
+    for joined in join.run(chunk, log.past):
+        sizes.append(len(joined.label_seq))
+        log._store(joined, chunk, 40, 1)
+    assert sizes == [7, 7, 7, 7, 7, 7]  # 40 time-outs and two corrections
+    assert [(of, kind) for _, of, kind, *_ in log.labels[-2:]] == [
+        (4, LabelKind.CORRECTION),
+        (40, LabelKind.CORRECTION),
+    ]
+    assert log.segments[1:] == [(41, 80, 1, WINDOW), (81, 82, 2, 30)]
 
 
 def test_a_late_label_corrects_a_dropped_event() -> None:

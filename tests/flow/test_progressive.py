@@ -108,7 +108,7 @@ def make_log(stream: Stream, negative: bool = False) -> Log:
     changes.sort(key=lambda c: c[0])
     commit = np.cumsum(random.random(len(changes)) < 0.6)
     join = new_join(replace(stream, label=replace(stream.label, if_missing="negative" if negative else "drop")))
-    joined = join.run(
+    (joined,) = join.run(
         Chunk(
             commit - commit[0],
             np.array([c[1] for c in changes], dtype=np.int8),
@@ -118,7 +118,7 @@ def make_log(stream: Stream, negative: bool = False) -> Log:
             np.arange(len(changes)),
             np.full(int(commit[-1] - commit[0]) + 1, -(2**63)),
         ),
-        {},
+        lambda keys, before: {},
     )
     clock = np.zeros(join.seq + 1, dtype=np.int64)
     for first, last, _, watermark in joined.segments:

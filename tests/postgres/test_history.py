@@ -104,24 +104,57 @@ def test_an_empty_source_has_a_history_too(registered: Any, origin: Any) -> None
     assert len(registered.entries()) == 2
 
 
-def test_chunks_of_any_size_give_the_same_log(
-    registered: Any, origin: Any, monkeypatch: pytest.MonkeyPatch, platform: str
-) -> None:
-    events, labels = origin.rows(0, 400)
-    same_time = [(10_000 + i, at(50), "b", "p", float(i % 7)) for i in range(60)]  # more than a chunk, at one time
-    origin.add(events + same_time, labels)
+def imported(registered: Any, origin: Any) -> tuple[Any, ...]:
+    """The log of an import into an empty platform."""
+    registered.query(
+        "TRUNCATE small.events, small.labels, small.segments, small.held, small.quarantine, headrace.epochs, "
+        "headrace.accounting, headrace.intake_positions"
+    )
     registered.import_history(origin)
-    whole = (registered.entries(), registered.epochs(), registered.accounting())
+    return registered.entries(), registered.epochs(), registered.accounting()["history"]
+
+
+def test_chunks_of_any_size_give_the_same_log(registered: Any, origin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a minute fits into one."""
+    events, labels = origin.rows(0, 400)
+    origin.add(events + [visit(10_000 + i, 50, "b") for i in range(60)], labels)
+    whole = imported(registered, origin)
     assert len(whole[0]) > 700
     assert whole[1]
-    for rows in (1, 13):
+    for rows in (70, 101, 400):
         monkeypatch.setattr(history, "_CHUNK", rows)
-        registered.query(
-            "TRUNCATE small.events, small.labels, small.segments, small.held, small.quarantine, headrace.epochs, "
-            "headrace.accounting, headrace.intake_positions"
-        )
-        registered.import_history(origin)
-        assert (registered.entries(), registered.epochs(), registered.accounting()) == whole
+        assert imported(registered, origin) == whole
+
+
+def test_a_minute_larger_than_a_chunk_comes_in_order(
+    registered: Any, origin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table whose times are days has all of a day at one moment: it is not read into memory at once."""
+    days = [visit(key, 1_440 * (key % 3)) for key in range(300)]
+    told = [(key, 20, at(1_440 * (key % 3) + 1_440 * (key % 2))) for key in range(0, 300, 2)]
+    odd = [visit(1_000 + i, 50 + i / 700) for i in range(40)]
+    origin.add(days + odd, told + [(1_000 + i, 3, at(50 + i / 350)) for i in range(40)])
+    largest: list[int] = []
+    take = history.Spool.take
+
+    def measured(spool: history.Spool, *args: Any, **kwargs: Any) -> history.Timed:
+        taken = take(spool, *args, **kwargs)
+        largest.append(len(taken[1]))
+        return taken
+
+    monkeypatch.setattr(history.Spool, "take", measured)
+    whole = [e[1] for e in imported(registered, origin)[0] if e[1] is not None]
+    for rows in (1, 7, 64):
+        monkeypatch.setattr(history, "_CHUNK", rows)
+        largest.clear()
+        entries, _, counts = imported(registered, origin)
+        assert max(largest) <= rows
+        assert [e[1] for e in entries if e[1] is not None] == whole
+        times = [(e[2], 0) if e[1] is not None else (e[10], 1) for e in entries if e[7] != "timeout"]
+        assert times == sorted(times), "in order of time, events before labels"
+        assert (counts["events"], counts["labels"]) == (340, 190)
+    watermarks = registered.query("SELECT watermark FROM small.segments ORDER BY seq_first")
+    assert watermarks == sorted(watermarks)
 
 
 def test_history_equals_a_stream_of_the_same_rows(registered: Any, origin: Any) -> None:
@@ -141,12 +174,7 @@ def test_history_equals_a_stream_of_the_same_rows(registered: Any, origin: Any) 
     streamed = (registered.entries(), registered.epochs(), registered.accounting()["stream"])
     assert streamed[2]["timeouts"] > 5
     assert (streamed[2]["held"], streamed[2]["quarantined"]) == (0, 1), "it waited for its event as long as events wait"
-    registered.query(
-        "TRUNCATE small.events, small.labels, small.segments, small.held, small.quarantine, headrace.epochs, "
-        "headrace.accounting, headrace.intake_positions"
-    )
-    registered.import_history(origin)
-    assert (registered.entries(), registered.epochs(), registered.accounting()["history"]) == streamed
+    assert imported(registered, origin) == streamed
 
 
 def test_the_publication_must_be_there(registered: Any, origin: Any) -> None:

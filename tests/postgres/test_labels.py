@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import ENGINE, Registered, SmallSource
 
 from headrace.definition.load import load_file
+from headrace.flow.join import Join, Joined
 from headrace.store import db, log, registry, source
 from headrace.store.migrate import migrate
 
@@ -214,3 +215,38 @@ def test_history_and_stream_agree(payments: Payments) -> None:
         ("payments", "history"),
         ("payments", "stream"),
     ]
+
+
+def test_one_heartbeat_closes_many_events_in_parts(payments: Payments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten million may wait: what closes them goes to the log bit by bit, and late labels in the same read find them there."""
+    payments.query("UPDATE headrace.streams SET partition_entries = 100")
+    payments.import_history(payments.origin)
+    rows = "INSERT INTO payments SELECT i, %s, 1, 'CH' FROM generate_series(1, 500) AS i"
+    payments.origin.execute(rows, START)
+    payments.read()
+    monkeypatch.setitem(vars(Join)["__init__"].__kwdefaults__, "part", 30)
+    sizes: list[int] = []
+    write = log.Appender._write
+
+    def measured(appender: log.Appender, conn: Any, joined: Joined, *rest: Any) -> None:
+        sizes.append(len(joined.label_seq))
+        write(appender, conn, joined, *rest)
+
+    monkeypatch.setattr(log.Appender, "_write", measured)
+    beat = "SELECT pg_logical_emit_message(true, 'headrace.clock', %s)"
+    payments.origin.execute(beat, (START + timedelta(days=3)).isoformat())
+    for number in (1, 250, 500):
+        payments.judge(number, True, day=3)
+    payments.read()
+    assert max(sizes) <= 33
+    assert payments.query("SELECT kind::text, count(*) FROM payments.labels GROUP BY 1 ORDER BY 1") == [
+        ("correction", 3),
+        ("timeout", 500),
+    ]
+    assert payments.story(250) == [("timeout", 0.0, None), ("correction", 1.0, 0.0)]
+    counts = payments.accounting()["stream"]
+    assert (counts["received"], counts["timeouts"], counts["corrections"]) == (503, 500, 3)
+    first, last = payments.query("SELECT seq_first, seq_last FROM payments.segments WHERE seq_first > 500 ORDER BY 1")[
+        0
+    ]
+    assert (first, last) == (501, 1000), "one commit, one segment"

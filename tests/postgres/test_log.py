@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.columns import listed
 
 from headrace.errors import ServerError, SnapshotError
 from headrace.events import Engine, EpochRange, LabelKind, LogBatch, micros
-from headrace.flow.join import Held, new_join
+from headrace.flow.join import Held, Join, new_join
 from headrace.store import checkpoints, db, log, registry, source
 from headrace.store.checkpoints import Checkpoint
 
@@ -352,3 +353,22 @@ def test_a_failed_transaction_leaves_nothing(registered: Any, conn: Any) -> None
     with pytest.raises(psycopg2.errors.UniqueViolation):
         twice()
     assert checkpoints.last(conn, "small", "small-1") is None
+
+
+def test_labels_without_an_event_have_a_bound(registered: Any, origin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table may have labels of events that the stream never sees: the oldest is given up, also after a start in between."""
+    registered.import_history(origin)
+    monkeypatch.setitem(vars(Join)["__init__"].__kwdefaults__, "held", 3)
+    moment = datetime(2020, 3, 1, tzinfo=UTC)
+    for keys in ([7, 5], [6, 9], [2]):
+        origin.add([], [(key, 20, moment) for key in keys])
+        registered.follow(origin)
+    assert registered.query("SELECT key FROM small.held ORDER BY held_id") == [(6,), (9,), (2,)]
+    given_up = registered.query("SELECT key, expectation, reason FROM small.quarantine ORDER BY quarantine_id")
+    assert [row[:2] for row in given_up] == [("7", "orphan"), ("5", "orphan")]
+    assert given_up[0][2] == (
+        "no event with visit_id '7' has come and 1,000,000 younger labels wait for theirs, expected few: does public.outcomes "
+        "have labels of events that are not in public.visits?"
+    )
+    counts = registered.accounting()["stream"]
+    assert (counts["received"], counts["held"], counts["quarantined"]) == (5, 3, 2)

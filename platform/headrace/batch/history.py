@@ -9,11 +9,13 @@ their delay.
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,10 @@ from headrace.store.queries import all_queries
 TICK = 60_000_000  # stream time that one commit of history spans at most: the watermark's grain, in microseconds
 _CHUNK = 50_000  # rows of a table at a time
 
+_NO_TIME = np.iinfo(np.int64).max  # of rows without one, which the gate refuses
+
 Progress = Callable[[str, int, int], None]  # phase, rows done, rows in all
+Timed = tuple[Rows, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -141,24 +146,41 @@ def spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progr
 
 
 class Spool:
-    """One table's rows from its file, a chunk at a time."""
+    """One table's rows from its file, a chunk at a time, in order of time and key; rows without a time are the last."""
 
     def __init__(self, path: Path, columns: dict[str, tuple[int, int]], time: str) -> None:
-        self._buffer = np.memmap(path, dtype=np.uint8, mode="r")
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._buffer = np.frombuffer(self._map, dtype=np.uint8)
         self._columns, self._time = columns, time
-        self._size, self._next = _CHUNK, 0  # rows to read at a time; first row of the chunk that was not taken yet
         self._read(0)
 
     @property
-    def ended(self) -> bool:
-        """Whether the chunk reaches to the end of the table."""
-        return self._end >= self._buffer.size
+    def left(self) -> bool:
+        """Whether some rows were not taken."""
+        return self._next < len(self._times) or self._end < self._buffer.size
+
+    @property
+    def first(self) -> int:
+        """Time of the first row that was not taken; `_NO_TIME` when there is none in the chunk."""
+        return int(self._times[self._next]) if self._next < len(self._times) else _NO_TIME
+
+    @property
+    def last(self) -> int:
+        """No row beyond the chunk is older; `_NO_TIME` when there is none."""
+        return int(self._times[-1]) if self._end < self._buffer.size else _NO_TIME
 
     def _read(self, offset: int) -> None:
-        cells, self._end = unpack_chunk(self._buffer, tuple(self._columns), offset=offset, max_rows=self._size)
+        cells, self._end = unpack_chunk(self._buffer, tuple(self._columns), offset=offset, max_rows=_CHUNK)
+        self._forget(offset)
         self._rows, self._next = Rows(cells, self._columns), 0
         time = self._rows[self._time]
-        self.times = np.where(time.null, np.iinfo(np.int64).max, time.values)
+        self._times = np.where(time.null, _NO_TIME, time.values)
+
+    def _forget(self, offset: int) -> None:
+        """Give back the memory of the file's pages before an offset."""
+        if passed := offset // mmap.PAGESIZE * mmap.PAGESIZE:
+            self._map.madvise(mmap.MADV_DONTNEED, 0, passed)
 
     def chunks(self) -> Iterator[Rows]:
         """All rows from the start, some at a time; what `take` gave does not matter."""
@@ -166,36 +188,36 @@ class Spool:
         while offset < self._buffer.size:
             cells, offset = unpack_chunk(self._buffer, tuple(self._columns), offset=offset, max_rows=_CHUNK)
             yield Rows(cells, self._columns)
+            self._forget(offset)
 
     def fill(self) -> None:
-        """Read on from the first row that was not taken; further than before when none was."""
-        if self._next == 0:
-            self._size *= 2
-        left = self._next < len(self.times)
-        # A row starts with its number of fields (2 bytes) and the first field's length (4 bytes).
-        self._read(int(self._rows.cells.start[0, self._next]) - 6 if left else self._end)
+        """Read on from the first row that was not taken."""
+        if self._next == len(self._times):
+            self._read(self._end)
+        elif self._next:  # a row starts with its number of fields (2 bytes) and the first field's length (4 bytes)
+            self._read(int(self._rows.cells.start[0, self._next]) - 6)
 
-    def take(self, limit: int | None) -> tuple[Rows, NDArray[np.int64]]:
-        """Rows up to (not including) a time, all of them when None, with their times."""
-        end = len(self.times) if limit is None else int(np.searchsorted(self.times, limit, side="left"))
-        index = np.arange(self._next, max(end, self._next))
-        self._next = max(end, self._next)
-        return Rows(self._rows.cells.take(index), self._columns), self.times[index]
-
-
-Timed = tuple[Rows, NDArray[np.int64]]
+    def take(self, limit: int, *, equal: bool = False) -> Timed:
+        """Rows up to a time, without or with those that are equal to it, and their times."""
+        end = max(self._next, int(np.searchsorted(self._times, limit, side="right" if equal else "left")))
+        index, self._next = np.arange(self._next, end), end
+        return Rows(self._rows.cells.take(index), self._columns), self._times[index]
 
 
 def stretches(events: Spool, labels: Spool) -> Iterator[tuple[Timed, Timed]]:
-    """Rows of both tables that lie between two times, merged in order; cut between ticks only."""
-    while True:
-        open_ends = [int(s.times[-1]) // TICK * TICK for s in (events, labels) if not s.ended and len(s.times)]
-        limit = min(open_ends, default=None)
-        yield events.take(limit), labels.take(limit)
-        if limit is None:
-            return
+    """Rows of both tables in order of time, events before labels; cut between ticks where those fit into a chunk."""
+    while events.left or labels.left:
+        known = min(events.last, labels.last)
+        limit = known if known == _NO_TIME else known // TICK * TICK
+        if min(events.first, labels.first) < limit:
+            yield events.take(limit), labels.take(limit)
+        else:
+            # One tick is more than a chunk. An event that was not read yet may be as old as the last one that was, and comes
+            # before the labels of its time.
+            until = events.last
+            yield events.take(labels.last, equal=True), labels.take(until, equal=until == _NO_TIME)
         for table in (events, labels):
-            if not table.ended and int(table.times[-1]) // TICK * TICK == limit:
+            if table.left and table.first // TICK >= table.last // TICK:
                 table.fill()
 
 
@@ -217,7 +239,7 @@ def _load(
         join, appender = log.open_log(conn, stream, columns)
         for events, labels in stretches(*spools):
             counts = append(conn, appender, join, Admission(stream, columns), events, labels, lsn, now)
-            sums = Counts(*(a + b for a, b in zip(astuple(sums), astuple(counts), strict=True)))
+            sums += counts
             done += counts.received
             progress("writing the log", done, total)
         log.move(conn, stream.name, join, feed, lsn=lsn, commit_time=now, received_at=now)
@@ -249,7 +271,5 @@ def append(
     if admission.stream.own_row:
         admission.doubled += len(labels[0])
     chunk = admission.chunk(np.full(len(ticks), -(2**63)))
-    joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk), join.remembers_from))
     commits = log.Commits([lsn] * len(ticks), [now] * len(ticks))
-    appender.append(conn, joined, admission, commits, origin)
-    return joined.counts
+    return appender.append(conn, join.run(chunk, partial(appender.past, conn)), admission, commits, origin)

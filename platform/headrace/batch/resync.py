@@ -12,8 +12,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -139,19 +140,15 @@ def _close(
             new = known.new_events(events)
             told = known.labels_of(labels, new)
             counts = append(conn, appender, join, Admission(stream, columns), new, told, lsn, now, "resync")
-            sums = _sum(sums, counts)
+            sums += counts
             progress("closing the gap", done, total)
-        sums = _sum(sums, _take_back(conn, appender, join, stream, columns, spools, lsn, now))
+        sums += _take_back(conn, appender, join, stream, columns, spools, lsn, now)
         log.move(conn, stream.name, join, feed, lsn=lsn, commit_time=now, received_at=now)
         made = Resynced(at.lsn, lsn, why, sums.events, sums.labels, sums.corrections, sums.quarantined, first, join.seq)
         db.run(conn, "add_gap", {"stream": stream.name, **vars(made)})
         db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
         db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
     return made
-
-
-def _sum(a: Counts, b: Counts) -> Counts:
-    return Counts(*(x + y for x, y in zip(astuple(a), astuple(b), strict=True)))
 
 
 class _Known:
@@ -234,6 +231,5 @@ def _take_back(
     zeros = np.zeros(cells.rows, dtype=np.int64)
     admission.unlabels(Stretch(Rows(cells, {name: (0, key.type_oid)}), np.arange(cells.rows), zeros, zeros))
     chunk = admission.chunk(np.full(1, -(2**63)))
-    joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk), join.remembers_from))
-    appender.append(conn, joined, admission, log.Commits([lsn], [now]), "resync")
-    return joined.counts
+    parts = join.run(chunk, partial(appender.past, conn))
+    return appender.append(conn, parts, admission, log.Commits([lsn], [now]), "resync")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headrace.definition.stream import Stream
 from headrace.events import LogColumn
 from headrace.flow.gate import Gate, Rows, event_gate, label_gate, label_values, update_gate
-from headrace.flow.join import NO_TIME, Chunk, Held, Op
+from headrace.flow.join import HELD, NO_TIME, Chunk, Op, Orphan
 from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
 from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.wire import Fields
@@ -263,20 +263,26 @@ class Admission:
                 return Refusal(table, text, f"unique({key})", text, reason, content, commit)
         raise AssertionError(f"row {row} is not of this stretch")
 
-    def orphan(self, key: str, label: Held, commit: int) -> Refusal:
-        """The refusal of a label whose event did not come within the window."""
+    def orphan(self, key: str, orphan: Orphan) -> Refusal:
+        """The refusal of a label whose event did not come."""
         table, name = self.stream.label_table, self.stream.label_key
         window = self.stream.label.window
-        reason = (
-            f"no event with {name} {key!r} came within the label window of {window}, expected one: was it refused, or dropped "
-            "by retention?"
-        )
+        if orphan.crowded:
+            reason = (
+                f"no event with {name} {key!r} has come and {HELD:,} younger labels wait for theirs, expected few: does {table} "
+                f"have labels of events that are not in {self.stream.source.table}?"
+            )
+        else:
+            reason = (
+                f"no event with {name} {key!r} came within the label window of {window}, expected one: was it refused, or "
+                "dropped by retention?"
+            )
         content: dict[str, str | None] = {
             name: key,
-            "y": str(label.y),
-            "label_time": str(np.datetime64(label.time, "us")),
+            "y": str(orphan.label.y),
+            "label_time": str(np.datetime64(orphan.label.time, "us")),
         }
-        return Refusal(table, key, "orphan", key, reason, content, commit)
+        return Refusal(table, key, "orphan", key, reason, content, orphan.commit)
 
     def _conform(
         self, stretch: Stretch, table: str, key: str, wanted: dict[str, int]

@@ -5,17 +5,19 @@ A state machine over commits. Each event gets the next seq and waits for its lab
 rows the watermark decides which events have waited long enough: they are closed by time-outs, first in first out; labels
 that waited as long without an event are given up (`orphans`). Epochs end where enough labels, or enough stream time, have
 passed; losses are never looked at. History and stream run this very code; how commits are grouped into chunks changes
-nothing. It does no I/O: what must be looked up in the log is asked of the caller before a chunk, see `unknown_keys`, and
-what a standby or a restart must know is read from the log, see `follow`.
+nothing. It does no I/O: what must be looked up in the log is asked of the caller, see `LookUp`, and what a standby or a
+restart must know is read from the log, see `follow`.
 
 Memory does not grow with the label window: keys are remembered for the log's newest partition only (older ones are
-indexed), and an event that waits costs one byte an entry since then, plus 16 for each commit that moved the watermark.
+indexed), and an event that waits costs one byte an entry since then, plus 16 for each commit that moved the watermark. One
+heartbeat may close ten million events: what a chunk adds to the log comes in parts. Labels without an event are all in
+memory, up to a bound; beyond it the oldest is given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -28,6 +30,8 @@ from headrace.flow.waiting import Waiting
 Ints = NDArray[np.int64]
 NO_TIME = -(2**63)  # a deleted label has no time of its own: it gets the watermark
 Key = bytes  # a key's wire bytes: equal values of one type have equal bytes
+PART = 100_000  # labels that a commit's time-outs add to the log at a time
+HELD = 1_000_000  # labels that wait for their event, at most
 
 
 class Op(IntEnum):
@@ -79,6 +83,10 @@ class Past:
     answer: Answer | None  # None: no label there
 
 
+LookUp = Callable[[Sequence[Key], int], Mapping[Key, Past]]
+"""What the log's entries before a seq say of events by their keys; none of a key that they do not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """A label that waits for its event."""
@@ -86,6 +94,16 @@ class Held:
     y: float
     time: int
     deadline: int  # when it is given up
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A label that is given up: no event came."""
+
+    key: Key
+    label: Held
+    commit: int
+    crowded: bool  # before its window ended: too many labels waited
 
 
 @dataclass
@@ -102,10 +120,13 @@ class Counts:
     timeouts: int = 0
     doubled: int = 0  # changes that brought two things, such as an event with its label: `received` has them twice
 
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 @dataclass
 class Joined:
-    """What a chunk adds to the log."""
+    """What a chunk, or a part of one, adds to the log."""
 
     event_seq: list[int] = field(default_factory=list)
     event_row: list[int] = field(default_factory=list)
@@ -120,7 +141,7 @@ class Joined:
     epochs: list[EpochRange] = field(default_factory=list)
     held: dict[Key, tuple[int, Held]] = field(default_factory=dict)  # key -> commit, label: to be stored
     released: list[Key] = field(default_factory=list)  # held keys to be deleted
-    orphans: list[tuple[Key, Held, int]] = field(default_factory=list)  # given up, with the commit that did it
+    orphans: list[Orphan] = field(default_factory=list)
     duplicates: list[tuple[int, int]] = field(default_factory=list)  # row, commit: events whose key is open already
     counts: Counts = field(default_factory=Counts)
 
@@ -171,6 +192,10 @@ class Join:
         An epoch ends with the label that fills it, or with the first one after so many microseconds.
     partition
         Entries of a partition of the log.
+    part
+        Labels after which time-outs go to the log before more are made.
+    held
+        Labels without an event that are kept.
     """
 
     def __init__(
@@ -181,12 +206,15 @@ class Join:
         epoch_labels: int,
         epoch_time: int,
         partition: int = PARTITION_ENTRIES,
+        part: int = PART,
+        held: int = HELD,
     ) -> None:
         self.seq = 0
         self.watermark = NO_TIME
         self.epoch = Epoch()
         self.held: dict[Key, Held] = {}  # in order of deadline
         self.window, self.partition = window, partition
+        self._part, self._held_at_most = part, held
         self._timeout_y = 0.0 if negative else float("nan")
         self._epoch_labels, self._epoch_time = epoch_labels, epoch_time
         self._waiting = Waiting()
@@ -247,55 +275,51 @@ class Join:
         """Whether an event with this key is in the log's newest partition."""
         return key in self._remembered[-1].keys
 
-    def unknown_keys(self, chunk: Chunk) -> list[Key]:
-        """Keys of labels that only the log's older partitions may know: not remembered, nor held, nor of this chunk."""
+    def unknown_keys(self, chunk: Chunk, first: int = 0) -> list[Key]:
+        """Keys of labels that only the log's older partitions may know: not remembered, nor held, nor of this chunk.
+
+        Changes of the chunk before `first` have been dealt with.
+        """
         events: set[Key] = set()
         unknown: dict[Key, None] = {}
-        for key, op in zip(chunk.key, chunk.op.tolist(), strict=True):
+        for key, op in zip(chunk.key[first:], chunk.op[first:].tolist(), strict=True):
             if op == Op.EVENT:
                 events.add(key)
             elif key not in events and key not in self._remembered[0].keys and key not in self.held:
                 unknown[key] = None
         return list(unknown)
 
-    def run(self, chunk: Chunk, past: Mapping[Key, Past]) -> Joined:
-        """Join a chunk of whole commits.
+    def run(self, chunk: Chunk, look_up: LookUp, *, goes_on: int | None = None) -> Iterator[Joined]:
+        """Join a chunk; each part of what it gives must be in the log before the next one is asked for, to the last.
 
         Parameters
         ----------
-        past
-            What the log's partitions before `remembers_from` know of `unknown_keys`.
+        look_up
+            Asked for `unknown_keys`.
+        goes_on
+            When the last commit is too large for a chunk and goes on in the next one: the largest time in the whole of it,
+            `Chunk.reach` over its chunks. It then gives what one chunk would have given.
         """
-        out = Joined()
-        self._past = past
+        self._past = look_up(self.unknown_keys(chunk), self.remembers_from)
         bounds = np.searchsorted(chunk.commit, np.arange(len(chunk.commit_clock) + 1)).tolist()
+        out, last = Joined(), len(chunk.commit_clock) - 1
         for commit, clock in enumerate(chunk.commit_clock.tolist()):
             rows = slice(bounds[commit], bounds[commit + 1])
-            self._begin(int(chunk.time[rows].max(initial=clock)))
+            more = goes_on if commit == last else None
+            if not self._commit_first:
+                self._begin(int(chunk.time[rows].max(initial=clock)) if more is None else more)
             self._rows(out, chunk, rows, commit)
+            if more is not None:
+                break
+            while not self._time_out(out, commit):
+                yield out
+                out = Joined()
+                if self._forget():
+                    self._past = look_up(self.unknown_keys(chunk, bounds[commit + 1]), self.remembers_from)
             self._end(out, commit)
+        yield out
         self._forget()
-        return out
-
-    def run_part(self, chunk: Chunk, past: Mapping[Key, Past], reach: int, *, last: bool) -> Joined:
-        """Join a part of one commit that is too large for a chunk; gives what the whole would have given, in parts.
-
-        Parameters
-        ----------
-        reach
-            The largest time in the whole commit: `Chunk.reach` over its parts.
-        last
-            Whether the commit ends with this part.
-        """
-        out = Joined()
-        self._past = past
-        if not self._commit_first:
-            self._begin(reach)
-        self._rows(out, chunk, slice(None), 0)
-        if last:
-            self._end(out, 0)
-        self._forget()
-        return out
+        self._past = {}
 
     def _begin(self, reach: int) -> None:
         self.watermark = max(self.watermark, reach)
@@ -303,7 +327,6 @@ class Join:
         self._commit_first = self.seq + 1
 
     def _end(self, out: Joined, commit: int) -> None:
-        self._time_out(out, commit)
         if self.seq >= self._commit_first:
             out.segments.append((self._commit_first, self.seq, commit, self.watermark))
         self._commit_first = 0
@@ -375,6 +398,8 @@ class Join:
         deadline = self.watermark + self.window if known is None else known.deadline
         self.held[key] = Held(y, time, deadline)
         out.held[key] = (commit, self.held[key])
+        if len(self.held) > self._held_at_most:
+            self._give_up(out, commit, crowded=True)
 
     def _release(self, out: Joined, key: Key) -> Held:
         """Take a label that waits; it may be stored, or of this chunk, or both when this chunk changed it."""
@@ -383,14 +408,25 @@ class Join:
         out.counts.held -= 1
         return self.held.pop(key)
 
-    def _time_out(self, out: Joined, commit: int) -> None:
+    def _time_out(self, out: Joined, commit: int) -> bool:
+        """Close what has waited long enough; whether that is all, or the part is full."""
         while (oldest := self._waiting.oldest()) and oldest[1] + self.window <= self.watermark:
+            if len(out.label_seq) >= self._part:
+                return False
             seq, entered = oldest
             out.counts.timeouts += 1
             self._close(out, seq, LabelKind.TIMEOUT, self._timeout_y, entered + self.window)
-        while self.held and (first := next(iter(self.held.items())))[1].deadline <= self.watermark:
-            out.orphans.append((first[0], self._release(out, first[0]), commit))
-            out.counts.quarantined += 1
+        while self.held and next(iter(self.held.values())).deadline <= self.watermark:
+            if len(out.orphans) >= self._part:
+                return False
+            self._give_up(out, commit, crowded=False)
+        return True
+
+    def _give_up(self, out: Joined, commit: int, *, crowded: bool) -> None:
+        """The label that waits longest for its event."""
+        key = next(iter(self.held))
+        out.orphans.append(Orphan(key, self._release(out, key), commit, crowded))
+        out.counts.quarantined += 1
 
     def _close(self, out: Joined, event: int, kind: LabelKind, y: float, time: int) -> None:
         self._waiting.close(event)
@@ -451,10 +487,11 @@ class Join:
         if (first := self._partition_of(self.seq)) > self._remembered[-1].first:
             self._remembered.append(_Remembered(first))
 
-    def _forget(self) -> None:
-        """What lies before the newest partition is indexed by now."""
-        del self._remembered[:-1]
-        self._past = {}
+    def _forget(self) -> bool:
+        """What lies before the newest partition is in the log and indexed by now; whether there was something."""
+        old = len(self._remembered) - 1
+        del self._remembered[:old]
+        return old > 0
 
 
 def new_join(stream: Stream, partition: int = PARTITION_ENTRIES) -> Join:

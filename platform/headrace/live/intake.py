@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from headrace.events import LogColumn, micros, moment
 from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import pack
 from headrace.flow.gate import Rows
-from headrace.flow.join import Join
+from headrace.flow.join import Join, Joined
 from headrace.flow.pgoutput import DELETE, INSERT, OLD, UPDATE, Changes, Messages, Session, parse
 from headrace.flow.pgtypes import BOOL, TIMESTAMPTZ
 from headrace.store import db, log, source
@@ -221,7 +222,7 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
             if isinstance(read, Large):
                 reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
             elif read is not None:
-                reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, read))
+                reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, reader, read))
             if reader.asked or time.monotonic() - looked > pause:
                 with db.answering(watch, patience):
                     kept, safe = _look(watch, stream, at.feed)
@@ -255,6 +256,7 @@ def _write(
     join: Join,
     appender: log.Appender,
     at: log.Position,
+    reader: Reader,
     messages: Messages,
 ) -> str:
     """One platform transaction; gives the position that it made durable."""
@@ -264,10 +266,18 @@ def _write(
     times = [moment(t) for t in messages.transactions.commit_time.tolist()]
     with db.transaction(conn):
         lease.check(conn)
-        joined = join.run(chunk, appender.past(conn, join.unknown_keys(chunk), join.remembers_from))
-        appender.append(conn, joined, admission, log.Commits(ends, times), "stream")
-        _move(conn, stream, join, at, ends[-1], times[-1], new=bool(joined.segments))
+        before, parts = join.seq, join.run(chunk, partial(appender.past, conn))
+        appender.append(conn, _alive(parts, lease, reader), admission, log.Commits(ends, times), "stream")
+        _move(conn, stream, join, at, ends[-1], times[-1], new=join.seq > before)
     return ends[-1]
+
+
+def _alive(parts: Iterator[Joined], lease: Lease, reader: Reader) -> Iterator[Joined]:
+    """Say after each part that the work goes on: one heartbeat may close millions of events."""
+    for part in parts:
+        yield part
+        lease.pulse.beat()
+        reader.alive()
 
 
 def _write_large(
@@ -289,22 +299,19 @@ def _write_large(
             reach = max(reach, chunk.reach())
             lease.pulse.beat()
             reader.alive()
-        before, entries = join.seq, 0
+        before = join.seq
         with db.transaction(conn):
             lease.check(conn)
             for messages, last in large.parts():
                 admission = admit(stream, columns, messages)
                 chunk = admission.chunk(clocks(messages, stream))
-                past = appender.past(conn, join.unknown_keys(chunk), join.remembers_from)
-                joined = join.run_part(chunk, past, reach, last=last)
+                parts = join.run(chunk, partial(appender.past, conn), goes_on=None if last else reach)
                 time_of = moment(int(messages.transactions.commit_time[0]))
-                appender.append(conn, joined, admission, log.Commits([end], [time_of]), "stream")
-                entries = join.seq - before
-                lease.pulse.beat()
-                reader.alive()
-            _move(conn, stream, join, at, end, time_of, new=entries > 0)
+                commits = log.Commits([end], [time_of])
+                appender.append(conn, _alive(parts, lease, reader), admission, commits, "stream")
+            _move(conn, stream, join, at, end, time_of, new=join.seq > before)
         reader.done(large)
-    logger.info("a transaction of %d entries is in the log, up to seq %d", entries, join.seq)
+    logger.info("a transaction of %d entries is in the log, up to seq %d", join.seq - before, join.seq)
     return end
 
 

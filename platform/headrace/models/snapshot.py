@@ -59,8 +59,10 @@ def dump(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
         raise SnapshotError(
             f"found a state whose JSON part cannot be written ({error}), expected plain values"
         ) from error
-    body = struct.pack("<Q", len(text)) + text + packed.getvalue()
-    return MAGIC + hashlib.sha256(body).digest() + body
+    head, rest = struct.pack("<Q", len(text)) + text, packed.getbuffer()
+    digest = hashlib.sha256(head)
+    digest.update(rest)
+    return b"".join((MAGIC, digest.digest(), head, rest))  # an array of open events is large: no copy but this one
 
 
 def parse(state: bytes) -> tuple[Arrays, dict[str, Any]]:

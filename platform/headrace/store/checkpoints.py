@@ -6,6 +6,7 @@ frozen booster is written once however many checkpoints refer to it. The caller 
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from psycopg2.extensions import connection as Connection
 
 from headrace.errors import SnapshotError
 from headrace.events import moment
+from headrace.flow.copybinary import packed_row
 from headrace.flow.openevents import saved_seqs
 from headrace.flow.progressive import EpochScore
 from headrace.flow.scores import pack_histograms
 from headrace.models.snapshot import Digests, dump, parse, state_digest
 from headrace.store import db
+from headrace.store.queries import query
 
 _LARGE = 64 * 1024
 KEEP = 8  # newest checkpoints of a version that are kept, beside sparse older ones and its base
@@ -55,8 +58,9 @@ def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -
     for name, array in large.items():
         if refs[name] not in stored:
             content = dump({"array": array}, {})
-            row = {"stream": stream, "version": version, "sha256": refs[name], "content": Binary(content)}
-            db.run(conn, "add_artifact", row)
+            row = packed_row([stream.encode(), version.encode(), refs[name].encode(), content])
+            with conn.cursor() as cursor:  # as a parameter it would be in memory six times
+                cursor.copy_expert(query("add_artifact"), io.BytesIO(row))
             stored.add(refs[name])
             written += len(content)
     state = dump({name: array for name, array in checkpoint.arrays.items() if name not in large}, checkpoint.meta)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -33,10 +33,10 @@ from headrace.events import (
     micros,
     moment,
 )
-from headrace.flow.admit import Admission
+from headrace.flow.admit import Admission, Refusal
 from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.features import series
-from headrace.flow.join import NO_TIME, Answer, Epoch, Held, Join, Joined, Past, new_join
+from headrace.flow.join import NO_TIME, Answer, Counts, Epoch, Held, Join, Joined, Past, new_join
 from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
@@ -143,19 +143,38 @@ class Appender:
         self._partition = partition
         self._partitions: dict[str, set[str]] = {}
 
-    def append(self, conn: Connection, joined: Joined, admission: Admission, commits: Commits, origin: str) -> None:
+    def append(
+        self, conn: Connection, parts: Iterable[Joined], admission: Admission, commits: Commits, origin: str
+    ) -> Counts:
         """Write what a chunk of commits added; the position is moved by `move`.
 
         Parameters
         ----------
-        joined, admission
-            What the join made of the chunk, and the rows that it was made of.
+        parts, admission
+            What the join makes of the chunk, and the rows that it is made of.
         commits
-            The chunk's commits, by the ordinals in `joined.segments`.
+            The chunk's commits, by the ordinals in the parts' segments.
         origin
             "history" or "stream".
+
+        Returns
+        -------
+        Counts
+            What became of the chunk's rows.
         """
         now = datetime.now(UTC)
+        sums = Counts(admission.received, quarantined=len(admission.refusals))
+        sums.ignored, sums.doubled = admission.ignored, admission.doubled
+        self._write_refusals(conn, admission.refusals, commits, origin, now)
+        for joined in parts:
+            self._write(conn, joined, admission, commits, origin, now)
+            sums += joined.counts
+        db.run(conn, "add_accounting", {"stream": self.stream, "origin": origin, **asdict(sums)})
+        return sums
+
+    def _write(
+        self, conn: Connection, joined: Joined, admission: Admission, commits: Commits, origin: str, now: datetime
+    ) -> None:
         seqs = [part[i] for part in (joined.event_seq, joined.label_seq) if part for i in (0, -1)]
         if seqs:
             self._make_room(conn, min(seqs), max(seqs))
@@ -169,32 +188,32 @@ class Appender:
             self._copy_text(conn, "write_segments", segments)
         for epoch in joined.epochs:
             db.run(conn, "add_epoch", {"stream": self.stream, **_epoch_params(epoch)})
-        refused = admission.refusals + [admission.duplicate(row, commit) for row, commit in joined.duplicates]
-        given_up = self._key_text([key for key, _, _ in joined.orphans])
-        for text, (_, label, commit) in zip(given_up, joined.orphans, strict=True):
-            refused.append(admission.orphan(text, label, commit))
-        if refused:
-            rows = (
-                (
-                    r.relation,
-                    r.key,
-                    r.expectation,
-                    r.found,
-                    r.reason,
-                    json.dumps(r.content),
-                    commits.end_lsn[r.commit],
-                    origin,
-                    now,
-                )
-                for r in refused
-            )
-            self._copy_text(conn, "write_quarantine", rows)
+        refused = [admission.duplicate(row, commit) for row, commit in joined.duplicates]
+        given_up = self._key_text([orphan.key for orphan in joined.orphans])
+        refused += [admission.orphan(text, orphan) for text, orphan in zip(given_up, joined.orphans, strict=True)]
+        self._write_refusals(conn, refused, commits, origin, now)
         self._write_held(conn, joined, commits, now)
-        joined.counts.received += admission.received
-        joined.counts.ignored += admission.ignored
-        joined.counts.doubled += admission.doubled
-        joined.counts.quarantined += len(admission.refusals)
-        db.run(conn, "add_accounting", {"stream": self.stream, "origin": origin, **asdict(joined.counts)})
+
+    def _write_refusals(
+        self, conn: Connection, refused: Sequence[Refusal], commits: Commits, origin: str, now: datetime
+    ) -> None:
+        if not refused:
+            return
+        rows = (
+            (
+                r.relation,
+                r.key,
+                r.expectation,
+                r.found,
+                r.reason,
+                json.dumps(r.content),
+                commits.end_lsn[r.commit],
+                origin,
+                now,
+            )
+            for r in refused
+        )
+        self._copy_text(conn, "write_quarantine", rows)
 
     def past(self, conn: Connection, keys: Sequence[bytes], before: int) -> dict[bytes, Past]:
         """What the log's entries before a seq say of events by their keys; their partitions are indexed."""
