@@ -159,3 +159,7 @@ VALUES (%(stream)s, %(version)s, %(epoch)s, %(seq_first)s, %(seq_last)s, %(label
 -- add_slice_metrics: the same for one value of a slice
 INSERT INTO headrace.slice_metrics (stream, version, epoch, slice, value, labels, positives, loss_sum, p_sum)
 VALUES (%(stream)s, %(version)s, %(epoch)s, %(slice)s, %(value)s, %(labels)s, %(positives)s, %(loss_sum)s, %(p_sum)s);
+
+-- add_experiment: what a replay of a log found
+INSERT INTO headrace.experiments (stream, seq_first, seq_last, verdict, found)
+VALUES (%(stream)s, %(seq_first)s, %(seq_last)s, %(verdict)s, %(found)s);

@@ -14,11 +14,17 @@ from collections.abc import Callable, Sequence
 import psycopg2
 
 from headrace import __version__, settings
-from headrace.cli import look, run, serve, steer
+from headrace.cli import look, run, serve, steer, worth
 from headrace.cli.common import pin
 from headrace.errors import HeadraceError
 
-MODEL_COMMANDS = ("learn", "serve", "bootstrap", "rebuild")  # they compute what must be the same to the bit everywhere
+MODEL_COMMANDS = (
+    "learn",
+    "serve",
+    "bootstrap",
+    "rebuild",
+    "worth",
+)  # they compute what must be the same to the bit everywhere
 Command = Callable[[settings.Settings, argparse.Namespace], int]
 
 
@@ -29,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run, serve, look, steer):
+    for module in (run, serve, look, steer, worth):
         module.add_commands(commands)
     return top
 

@@ -321,6 +321,18 @@ COMMENT ON COLUMN headrace.retention.counts IS 'Entries by origin: {origin: {eve
 COMMENT ON COLUMN headrace.retention.labelled IS 'Labels among them that epochs count: no corrections, and with a value.';
 COMMENT ON COLUMN headrace.retention.segments IS 'Segments that went with it.';
 
+CREATE TABLE headrace.experiments (
+    experiment_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    stream text NOT NULL REFERENCES headrace.streams,
+    seq_first bigint NOT NULL,
+    seq_last bigint NOT NULL,
+    verdict text NOT NULL CHECK (verdict IN ('yes', 'no', 'not_yet')),
+    found jsonb NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE headrace.experiments IS 'Replays of a log by `headrace worth`: what would have been. They are no versions and take no slot.';
+COMMENT ON COLUMN headrace.experiments.found IS 'Everything that it found: models, families, freshness, advice.';
+
 CREATE TABLE headrace.erasures (
     erasure_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     stream text NOT NULL REFERENCES headrace.streams,
@@ -415,6 +427,7 @@ GRANT INSERT ON headrace.epoch_metrics, headrace.slice_metrics TO headrace_learn
 GRANT UPDATE (status) ON headrace.versions TO headrace_learner;
 GRANT INSERT, UPDATE ON headrace.streams, headrace.versions, headrace.serving_history, headrace.comparisons, headrace.decisions,
     headrace.quality_results, headrace.training_curves TO headrace_steer;
+GRANT INSERT ON headrace.experiments TO headrace_steer;
 GRANT DELETE ON headrace.versions, headrace.training_curves TO headrace_steer;
 GRANT INSERT ON headrace.retention, headrace.erasures TO headrace_steer;
 GRANT UPDATE ON headrace.streams TO headrace_intake;
