@@ -245,9 +245,11 @@ def run_ledger(settings: Settings, arguments: argparse.Namespace) -> int:
     with platform(settings) as dsn:
         with closing(db.connect(dsn, role="headrace_reader", autocommit=True)) as conn:
             at = log.position(conn, stream.name)
+            gaps = [(first, last) for first, last, _ in db.rows(conn, "gaps", {"stream": stream.name})]
         if at is None:
             raise ServerError(f"stream {stream.name!r} has no log yet: there is nothing to count up to")
-        counted = tally(connection(settings, stream.source.conn_id), stream, arguments.slot, at.consistent_lsn, at.lsn)
+        origin = connection(settings, stream.source.conn_id)
+        counted = tally(origin, stream, arguments.slot, at.consistent_lsn, at.lsn, gaps)
     show_json(vars(counted))
     return 0
 
