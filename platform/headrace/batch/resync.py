@@ -13,7 +13,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
-from headrace.batch.history import Progress, Spool, Timed, append, spool, stretches
+from headrace.batch.history import Progress, Spool, Timed, append, looking, spool, stretches
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError, SourceError
 from headrace.events import LogColumn, micros
@@ -35,6 +34,7 @@ from headrace.flow.join import Counts, Join
 from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.wire import Fields
 from headrace.store import db, log, source
+from headrace.store.changes import PATIENCE
 from headrace.store.leases import Lease
 from headrace.store.log import Appender, Position
 from headrace.store.queries import all_queries
@@ -96,13 +96,15 @@ def resync(
         When there is no seam: the slot fits the log's position, or there is no log yet.
     SourceError
         When the publication is missing, the key changed its type, or the slot cannot be created.
+    psycopg2.Error
+        When the source went away, or hangs.
     """
     at = log.position(conn, stream.name)
     conn.commit()
     if at is None:
         raise BatchError(f"stream {stream.name!r} has no log yet: `headrace up` imports its history")
-    with closing(db.connect(dsn, application="headrace resync", autocommit=True)) as origin:
-        with source.replication(dsn) as cursor:
+    with looking(dsn, "headrace resync") as origin:
+        with source.replication(dsn) as cursor, db.answering(cursor.connection, PATIENCE):
             why = source.seam(origin, source.system(cursor), stream, at.feed, at.lsn)
         if why is None:
             raise BatchError(
@@ -121,7 +123,8 @@ def resync(
         made = source.publication_made(origin, stream)
         source.drop_slot(origin, at.feed.slot)
     with tempfile.TemporaryDirectory(prefix="headrace-resync-") as folder, source.replication(dsn) as cursor:
-        system = source.system(cursor)
+        with db.answering(cursor.connection, PATIENCE):
+            system = source.system(cursor)
         lsn, snapshot = source.create_slot(dsn, cursor, at.feed.slot)
         spools, total = spool(dsn, stream, snapshot, Path(folder), progress)
         feed = source.Feed(at.feed.slot, system.identifier, system.timeline, made)
