@@ -23,7 +23,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import SlotError, SourceError
+from headrace.errors import SlotError
 from headrace.events import LogColumn, micros
 from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import unpack_chunk
@@ -72,10 +72,7 @@ def import_history(
         When the source went away, or hangs.
     """
     with looking(dsn, "headrace import") as origin:
-        problems = [f for f in source.check_publication(origin, stream) if not f.ok]
-        if problems:
-            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
-        made = source.publication_made(origin, stream)
+        made = source.published(origin, stream)
         _replace_slot(conn, origin, stream)
     with tempfile.TemporaryDirectory(prefix="headrace-import-") as folder:
         with source.replication(dsn) as cursor:

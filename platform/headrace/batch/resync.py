@@ -110,9 +110,7 @@ def resync(
             raise BatchError(
                 f"slot {at.feed.slot!r} fits the log at {at.lsn}: there is nothing to resync; run `headrace up`"
             )
-        problems = [f for f in source.check_publication(origin, stream) if not f.ok]
-        if problems:
-            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
+        made = source.published(origin, stream)
         for table, key in ((stream.source.table, stream.source.key), (stream.label_table, stream.label_key)):
             found, name = source.column_types(origin, table)[key]
             if not can_recast(found, columns[0].type_oid):
@@ -120,7 +118,6 @@ def resync(
                     f"{table}.{key} was {columns[0].type_name} when the log began and is {name}: the log's events cannot be "
                     "found by it; give it its old type, or start a new stream"
                 )
-        made = source.publication_made(origin, stream)
         source.drop_slot(origin, at.feed.slot)
     with tempfile.TemporaryDirectory(prefix="headrace-resync-") as folder, source.replication(dsn) as cursor:
         with db.answering(cursor.connection, PATIENCE):

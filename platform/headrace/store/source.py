@@ -625,6 +625,19 @@ def start_after(
         time.sleep(0.005)
 
 
+def published(conn: Connection, stream: Stream) -> str:
+    """What the publication is made of, after a check that it sends all that the stream reads.
+
+    Raises
+    ------
+    SourceError
+        When it is missing, or leaves something out.
+    """
+    if problems := [f for f in check_publication(conn, stream) if not f.ok]:
+        raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems), state="publication")
+    return publication_made(conn, stream)
+
+
 def seam(conn: Connection, found: System, stream: Stream, feed: Feed, lsn: str) -> str | None:
     """Why reading cannot go on from a position; None when it can.
 
