@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,3 +168,14 @@ def test_a_contract_that_nothing_drawn_satisfies_is_said() -> None:
     assert try_recipe(odd, recipes.river(linear)) == (
         "Recipe 'river' was built, not tried: no rows are known that satisfy all of the contract."
     )
+
+
+def test_the_command_needs_no_database() -> None:
+    streams = Path(__file__).parents[2] / "dags" / "streams"
+    argv = [sys.executable, "-P", "-m", "headrace", "try", "flights"]
+    done = subprocess.run(
+        argv, env=os.environ | {"HEADRACE_STREAMS": str(streams)}, capture_output=True, text=True, check=True
+    )
+    first, *others = done.stdout.splitlines()
+    assert first == "Recipe 'river' keeps the model contract on 60 rows."
+    assert others == [f"Recipe {name!r} is tried once a bootstrap has trained it." for name in ("lightgbm", "gbdt_lr")]
