@@ -45,6 +45,14 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
         "label.window: found 0:00:00, expected a positive time",
     ),
     (
+        lambda s: replace(s, source=replace(s.source, max_ahead=timedelta(hours=6))),
+        "source.max_ahead: found 6:00:00, expected less than label.window, 6:00:00",
+    ),
+    (
+        lambda s: replace(s, source=replace(s.source, max_ahead=timedelta(-1))),
+        "source.max_ahead: found -1 day, 0:00:00, expected less than",
+    ),
+    (
         lambda s: replace(s, label=replace(s.label, if_missing="ignore")),  # type: ignore[arg-type]
         "label.if_missing: found 'ignore', expected 'negative'",
     ),
@@ -233,13 +241,14 @@ HASHED: list[Callable[[Stream], Stream]] = [
     lambda s: replace(s, features=s.features[:-1]),
     lambda s: replace(s, label=replace(s.label, value=col("score") > 16)),
     lambda s: replace(s, label=replace(s.label, window=timedelta(hours=7))),
-    lambda s: replace(s, source=replace(s.source, max_ahead=timedelta(hours=7))),
+    lambda s: replace(s, source=replace(s.source, max_ahead=timedelta(hours=5))),
     lambda s: replace(s, policy=replace(s.policy, epoch_labels=51)),
 ]
 NOT_HASHED: list[Callable[[Stream], Stream]] = [
     lambda s: replace(s, challengers=[]),
     lambda s: replace(s, policy=replace(s.policy, min_gain=0.1, compare_every=timedelta(days=3))),
     lambda s: replace(s, policy=replace(s.policy, keep=timedelta(days=9), keep_bytes=10**9)),
+    lambda s: replace(s, source=replace(s.source, max_ahead=s.label.window / 4)),
 ]
 
 
@@ -271,3 +280,20 @@ def test_a_column_compares_with_constants_only(value: Any) -> None:
         _ = col("a") == value
     with pytest.raises(TypeError, match="unhashable"):
         hash(col("a"))
+
+
+@pytest.mark.parametrize(
+    ("window", "said", "bound"),
+    [
+        (timedelta(minutes=30), None, timedelta(minutes=7.5)),
+        (timedelta(days=60), None, timedelta(days=1)),
+        (timedelta(minutes=30), timedelta(minutes=20), timedelta(minutes=20)),
+        (timedelta(days=60), timedelta(days=3), timedelta(days=3)),
+    ],
+)
+def test_a_row_may_lie_ahead_by_a_part_of_the_window(
+    small: Stream, window: timedelta, said: timedelta | None, bound: timedelta
+) -> None:
+    made = replace(small, label=replace(small.label, window=window), source=replace(small.source, max_ahead=said))
+    assert made.max_ahead == bound
+    assert not [problem for problem in made.problems() if "max_ahead" in problem]

@@ -250,3 +250,25 @@ def test_one_heartbeat_closes_many_events_in_parts(payments: Payments, monkeypat
         0
     ]
     assert (first, last) == (501, 1000), "one commit, one segment"
+
+
+def test_a_row_ahead_of_its_time_ends_no_wait(registered: Registered, origin: SmallSource) -> None:
+    """Six hours of label window: what lies 90 minutes ahead is accepted, a minute more is not, nor is such a heartbeat."""
+    visit = "INSERT INTO visits SELECT %s, now() + %s, 'a', 'p', 1"
+    registered.import_history(origin)
+    for number in range(5):
+        origin.execute(visit, number, -timedelta(minutes=number))
+    registered.follow(origin)
+    origin.execute(visit, 10, timedelta(minutes=89))
+    for number, ahead in enumerate((timedelta(minutes=91), timedelta(hours=7), timedelta(hours=23)), start=11):
+        origin.execute(visit, number, ahead)
+    origin.execute("SELECT pg_logical_emit_message(true, 'headrace.clock', (now() + interval '7 h')::text)")
+    origin.execute(visit, 20, timedelta(0))
+    registered.follow(origin)
+    assert registered.query("SELECT key FROM small.events ORDER BY seq") == [(n,) for n in (0, 1, 2, 3, 4, 10, 20)]
+    refused = registered.query("SELECT key, expectation, reason FROM small.quarantine ORDER BY key")
+    assert [(key, expectation) for key, expectation, _ in refused] == [(str(n), "not_ahead") for n in (11, 12, 13)]
+    assert refused[0][2].endswith("expected at most 1.5 h after its commit (source.max_ahead)")
+    assert registered.query("SELECT count(*) FROM small.labels") == [(0,)]
+    ((ahead,),) = registered.query("SELECT max(watermark) - now() FROM small.segments")
+    assert timedelta(hours=1) < ahead < timedelta(hours=1.5)

@@ -31,6 +31,7 @@ from headrace.models.build import fresh, train
 from headrace.models.contract import Arrays, Clock, Floats, row_count, take
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import is_category, keys_of
+from headrace.models.trial import try_recipe
 from headrace.store import checkpoints, db, log, registry
 from headrace.store.state import Live, read_on
 
@@ -205,6 +206,8 @@ def bootstrap(
     ------
     BatchError
         When the recipe is not trained offline, or the window has too little in it.
+    ModelError
+        When what was trained breaks the model contract.
     """
     if not recipe.bootstraps:
         raise BatchError(
@@ -222,6 +225,7 @@ def bootstrap(
         window = collect(conn, stream, columns, recipe, cut)
         trained, heldout = _fit(conn, stream, recipe, key, window, cut, threads)
         artifact = np.frombuffer(trained.ensemble.dump(), dtype=np.uint8)
+        try_recipe(stream, recipe, artifact=artifact.tobytes())
         model = fresh(recipe, key=key, artifact=artifact.tobytes())
         late = stream.label.on_late
         progressive = Progressive(model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late)

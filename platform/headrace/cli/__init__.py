@@ -18,7 +18,13 @@ from headrace.cli import look, run, serve, steer
 from headrace.cli.common import pin
 from headrace.errors import HeadraceError
 
-MODEL_COMMANDS = ("learn", "serve", "bootstrap", "rebuild")  # they compute what must be the same to the bit everywhere
+MODEL_COMMANDS = (
+    "learn",
+    "serve",
+    "bootstrap",
+    "rebuild",
+    "try",
+)  # they compute what must be the same to the bit everywhere
 Command = Callable[[settings.Settings, argparse.Namespace], int]
 
 

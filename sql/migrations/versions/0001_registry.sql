@@ -293,6 +293,10 @@ CREATE TABLE headrace.gaps (
     labels bigint NOT NULL,
     corrections bigint NOT NULL,
     quarantined bigint NOT NULL,
+    known bigint NOT NULL,
+    forgotten bigint NOT NULL,
+    refused bigint NOT NULL,
+    erased bigint NOT NULL,
     seq_first bigint NOT NULL,
     seq_last bigint NOT NULL,
     closed_at timestamptz NOT NULL DEFAULT now()
