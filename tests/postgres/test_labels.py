@@ -252,6 +252,24 @@ def test_one_heartbeat_closes_many_events_in_parts(payments: Payments, monkeypat
     assert (first, last) == (501, 1000), "one commit, one segment"
 
 
+def test_a_resync_accounts_for_each_row_once(payments: Payments) -> None:
+    """A row is an event and, where it has one, its label: left out or not, two things of one change."""
+    payments.import_history(payments.origin)
+    for number in range(10):
+        payments.pay(number, fraud=number % 2 == 0 if number < 6 else None)
+    payments.pay(50, amount=5_000.0, fraud=True)  # refused
+    payments.read()
+    payments.origin.execute("SELECT pg_drop_replication_slot('headrace_payments')")
+    payments.pay(10, fraud=True)
+    payments.judge(7, True, day=0.5)
+    payments.judge(0, None, day=0.5)
+    done = payments.resync(payments.origin)
+    assert (done.events, done.labels, done.corrections, done.refused) == (1, 2, 1, 2)
+    assert payments.story(0) == [("observed", 1.0, None), ("correction", None, 1.0)]
+    ((changes,),) = payments.query("SELECT changes FROM metrics.accounting WHERE origin = 'resync'")
+    assert changes == 12 + 1, "the source's rows, and the label that was taken back"
+
+
 def test_a_row_ahead_of_its_time_ends_no_wait(registered: Registered, origin: SmallSource) -> None:
     """Six hours of label window: what lies 90 minutes ahead is accepted, a minute more is not, nor is such a heartbeat."""
     visit = "INSERT INTO visits SELECT %s, now() + %s, 'a', 'p', 1"
