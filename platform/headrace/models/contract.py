@@ -103,18 +103,27 @@ class Sequential(Protocol):
     """A model without a memo that can follow a whole range of the log in one call, to the bits that turns would give."""
 
     def run(
-        self, order: NDArray[np.int64], events: Columns, labels: Columns, y: Floats, weight: Floats, clock: Clock
+        self,
+        order: NDArray[np.int64],
+        events: Columns,
+        labels: Columns,
+        y: Floats,
+        weight: Floats,
+        clock: Clock,
+        row: NDArray[np.intp] | None = None,
     ) -> Floats:
         """Predict events and learn labels in their order, as `ask` and `learn` would one after the other.
 
         Parameters
         ----------
         order
-            int64[entries]: r for row r of `events`, -1 - r for row r of `labels`.
+            int64[entries]: i for row i of `events`, -1 - i for label i.
         events, labels
             Prepared rows.
         y, weight, clock
             Of the labels.
+        row
+            intp[labels], each label's row of `labels`; None for the i-th one of label i. It spares their copies.
 
         Returns
         -------
