@@ -20,7 +20,7 @@ from headrace.errors import ModelError
 from headrace.events import Columns, EpochRange, LabelKind, LogBatch, Recalled
 from headrace.flow.features import Encoder
 from headrace.flow.openevents import RECENT, OpenEvents, Recent
-from headrace.flow.scores import EpochDigest, ScoreSums
+from headrace.flow.scores import EpochDigest, ScoreSums, SliceSums
 from headrace.models.contract import Model, Sequential, take
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import as_names
@@ -224,24 +224,31 @@ class Progressive:
         self._features.add(seqs, prepared)
         outstanding = self._open.count
         self._open.add(seqs, batch.event_time[events], stood)
-        rows = self._rows_of(answers, late_means)
+        rows, row = self._rows_of(answers, late_means)
 
         order = np.argsort(np.concatenate([seqs, answers.seq]), kind="stable")
         if isinstance(self.model, Sequential) and self._on_late != "reweight":
-            self._run(self.model, order, seqs, prepared, rows, answers)
+            self._run(self.model, order, seqs, prepared, rows, row, answers)
         else:
-            self._take_turns(order, seqs, clock, prepared, rows, answers, outstanding)
+            self._take_turns(order, seqs, clock, prepared, take(rows, row), answers, outstanding)
         self._score(answers, keys)
         self._open.close(answers.closing)
 
     def _run(
-        self, model: Sequential, order: Ints, seqs: Ints, prepared: Columns, rows: Columns, answers: _Answers
+        self,
+        model: Sequential,
+        order: Ints,
+        seqs: Ints,
+        prepared: Columns,
+        rows: Columns,
+        row: NDArray[np.intp],
+        answers: _Answers,
     ) -> None:
         """Entries in order, in one call."""
         n = len(seqs)
         coded = np.where(order < n, order, n - 1 - order)
         teaches = np.concatenate([np.ones(n, dtype=np.bool_), ~np.isnan(answers.y)])
-        p = model.run(coded[teaches[order]], prepared, rows, answers.y, np.ones(len(answers.y)), answers.clock)
+        p = model.run(coded[teaches[order]], prepared, rows, answers.y, np.ones(len(answers.y)), answers.clock, row)
         if n:
             self._predicted(seqs, p, np.empty((n, 0)))
 
@@ -281,9 +288,9 @@ class Progressive:
     def _answers(self, batch: LogBatch, labels: slice, event_seq: Ints) -> _Answers:
         """Which labels are learned or release an event here."""
         events, late = batch.label_event[labels], self._teaches(batch)[labels]
-        late &= np.isin(events, self._old_seq)
+        late &= _among(events, self._old_seq)
         closing = batch.label_kind[labels] != LabelKind.CORRECTION
-        known = np.isin(events, event_seq)
+        known = _among(events, event_seq)
         known[~known] = self._open.waits(events[~known])
         if (strange := closing & ~known & (events >= self._first_seq)).any():
             raise ModelError(
@@ -319,12 +326,12 @@ class Progressive:
         rows = self._old_rows(answers.event[~kept])
         return _merged(keys, kept, self._kept(take(self._old, rows)))
 
-    def _rows_of(self, answers: _Answers, late_means: Floats | None) -> Columns:
-        """Prepared rows of the events that labels answer."""
+    def _rows_of(self, answers: _Answers, late_means: Floats | None) -> tuple[Columns, NDArray[np.intp]]:
+        """Prepared rows, and which of them are those of the events that labels answer."""
         kept = ~answers.late & (answers.event >= self._features.first)
-        rows = self._features.take(answers.event[kept])
         if kept.all():
-            return rows
+            return self._features.columns(), self._features.where(answers.event)
+        rows = self._features.take(answers.event[kept])
         X = take(self._old, self._old_rows(answers.event[~kept]))
         if self.means is not None:
             assert late_means is not None  # read together
@@ -332,7 +339,7 @@ class Progressive:
             means[late] = late_means
             means[~late & ~kept] = self._open.take(answers.event[~late & ~kept]).means
             X |= _named(self.means, means[~kept])
-        return _merged(rows, kept, self.model.prepare(X))
+        return _merged(rows, kept, self.model.prepare(X)), np.arange(len(kept))
 
     def _old_rows(self, events: Ints) -> NDArray[np.intp]:
         rows = np.searchsorted(self._old_seq, events)
@@ -403,17 +410,12 @@ class Progressive:
         self._epoch_digest.update(answers.seq[counts][scored], y, p)
         times = kept.event_time[scored]
         self._times = (min(int(times.min()), self._times[0]), max(int(times.max()), self._times[1]))
-        for name in self._slices:
-            values = keys[name][counts][scored].tolist()
-            for value, *row in zip(values, y.tolist(), losses.tolist(), p.tolist(), strict=True):
-                sums = self._slice_sums.setdefault((name, value if value is not None else ""), [0, 0.0, 0.0, 0.0])
-                sums[0] += 1
-                for i in range(3):
-                    sums[i + 1] += row[i]
+        for name, sums in self._slice_sums.items():
+            sums.add(keys[name][counts][scored].tolist(), y, losses, p)
 
     def _begin_epoch(self) -> None:
         self._sums, self._epoch_digest = ScoreSums(), EpochDigest(self.digest)
-        self._slice_sums: dict[tuple[str, str], list[float]] = {}
+        self._slice_sums = {name: SliceSums() for name in self._slices}
         self._learned = self._unscored = 0
         self._times = (2**63 - 1, -(2**63))
 
@@ -425,7 +427,8 @@ class Progressive:
             sums=self._sums,
             slices=tuple(
                 SliceScore(name, value, int(n), int(positives), loss, p)
-                for (name, value), (n, positives, loss, p) in sorted(self._slice_sums.items())
+                for name, sums in sorted(self._slice_sums.items())
+                for value, (n, positives, loss, p) in sums.rows()
             ),
             digest=self.digest,
             learned=self._learned,
@@ -503,6 +506,14 @@ def _bounds(is_label: Mask) -> list[int]:
     if not len(is_label):
         return []
     return np.flatnonzero(np.diff(is_label, prepend=~is_label[:1], append=~is_label[-1:])).tolist()
+
+
+def _among(seqs: Ints, known: Ints) -> Mask:
+    """Which seqs are among those, which are in order."""
+    if not len(known):
+        return np.zeros(len(seqs), dtype=np.bool_)
+    found: Mask = known[np.minimum(np.searchsorted(known, seqs), len(known) - 1)] == seqs
+    return found
 
 
 def _named(means: TargetMeans, values: Floats) -> Columns:
