@@ -249,6 +249,11 @@ def test_batches_of_any_size_give_the_same_bits(make: Any, log: Log) -> None:
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert len(scores) == len(log.epochs)
     assert len({s.digest for s in scores}) == len(scores)
+    for size in (70, 100_000):  # without states in between, several epochs are one piece
+        version, in_one_go = make(), []
+        for batch in log.batches(size, upto=end):
+            in_one_go += version.apply(batch, log.recall(version.wants(batch)), states=False)
+        assert (told(in_one_go), predictions(version, log)) == (outcomes[0][0], outcomes[0][2])
 
 
 def test_a_restored_state_goes_on_to_the_bit(make: Any, log: Log) -> None:

@@ -81,6 +81,17 @@ class _Answers:
         return self.event[~self.late]
 
 
+@dataclass
+class _Answered:
+    """Labels of a part of a batch that count, and what was predicted at their events, NaN for nothing."""
+
+    seq: Ints
+    y: Floats
+    p: Floats
+    event_time: Ints
+    slices: Columns  # by name, values of the slices
+
+
 class Progressive:
     """A version at work.
 
@@ -132,6 +143,11 @@ class Progressive:
         self._old_seq = np.empty(0, dtype=np.int64)
 
     @property
+    def log_columns(self) -> set[str]:
+        """Names of the log's columns that `LogBatch.events` must have."""
+        return {"event_time", *self._encoder.log_columns}
+
+    @property
     def outstanding(self) -> int:
         """Events that wait for their label."""
         return self._open.count
@@ -164,13 +180,16 @@ class Progressive:
         corrects &= ~np.isnan(batch.y) & (batch.y != batch.y_before)
         return corrects
 
-    def apply(self, batch: LogBatch, recalled: Recalled | None = None) -> Iterator[EpochScore]:
+    def apply(self, batch: LogBatch, recalled: Recalled | None = None, *, states: bool = True) -> Iterator[EpochScore]:
         """Go through the next entries; yields at each epoch's end, when `state` may be asked for.
 
         Parameters
         ----------
         recalled
             What `wants` asked for. A correction whose event the log has no more teaches nothing.
+        states
+            False when nobody will ask for `state` before the batch is through: its epochs are then learned in one go and
+            told apart in their scores, to the same bits.
 
         Raises
         ------
@@ -185,14 +204,20 @@ class Progressive:
         if recalled is not None and len(recalled.seq):
             self._old, self._old_seq = self._encoder(recalled.events), recalled.seq
         event, label = 0, 0
-        for epoch in batch.epochs:
-            event_end = int(np.searchsorted(batch.event_seq, epoch.seq_last, side="right"))
-            label_end = int(np.searchsorted(batch.label_seq, epoch.seq_last, side="right"))
-            self._pass(batch, slice(event, event_end), slice(label, label_end))
-            event, label, self.seq = event_end, label_end, epoch.seq_last
-            self._open.seal(self.seq)
-            yield self._end_epoch(epoch)
-        self._pass(batch, slice(event, None), slice(label, None))
+        for epochs in [[epoch] for epoch in batch.epochs] if states or not batch.epochs else [batch.epochs]:
+            last = epochs[-1].seq_last
+            event_end = int(np.searchsorted(batch.event_seq, last, side="right"))
+            label_end = int(np.searchsorted(batch.label_seq, last, side="right"))
+            answered = self._pass(batch, slice(event, event_end), slice(label, label_end))
+            event, label, self.seq = event_end, label_end, last
+            self._open.seal(last)
+            begin = 0
+            for epoch in epochs:
+                end = int(np.searchsorted(answered.seq, epoch.seq_last, side="right"))
+                self._score(answered, slice(begin, end))
+                begin = end
+                yield self._end_epoch(epoch)
+        self._score(self._pass(batch, slice(event, None), slice(label, None)), slice(None))
         self.seq = batch.seq_last
         self._open.turn(self.seq)
 
@@ -208,8 +233,8 @@ class Progressive:
         self.digest = digest
         self._begin_epoch()
 
-    def _pass(self, batch: LogBatch, events: slice, labels: slice) -> None:
-        """Entries of one part of a batch, in order."""
+    def _pass(self, batch: LogBatch, events: slice, labels: slice) -> _Answered:
+        """Entries of one part of a batch, in order; gives what is to be scored."""
         seqs, clock = batch.event_seq[events], batch.clock_events[events]
         X = self._encoder({name: values[events] for name, values in batch.events.items()})
         kept = self._kept(X)
@@ -231,8 +256,11 @@ class Progressive:
             self._run(self.model, order, seqs, prepared, rows, row, answers)
         else:
             self._take_turns(order, seqs, clock, prepared, take(rows, row), answers, outstanding)
-        self._score(answers, keys)
+        counts = ~answers.late & ~np.isnan(answers.y)
+        said = self._open.take(answers.event[counts])
         self._open.close(answers.closing)
+        values = {name: keys[name][counts] for name in self._slices}
+        return _Answered(answers.seq[counts], answers.y[counts], said.p, said.event_time, values)
 
     def _run(
         self,
@@ -396,22 +424,20 @@ class Progressive:
             if len(run):
                 self.model.learn(take(rows, run), y[run], memo[run], weight[run], clock[run])
 
-    def _score(self, answers: _Answers, keys: Columns) -> None:
+    def _score(self, answered: _Answered, part: slice) -> None:
         """Observed labels, and time-outs that mean negative, against what was predicted at their events."""
-        counts = ~answers.late & ~np.isnan(answers.y)
-        kept = self._open.take(answers.event[counts])
-        scored = ~np.isnan(kept.p)
-        self._learned += int(np.count_nonzero(counts))
+        scored = ~np.isnan(answered.p[part])
+        self._learned += len(scored)
         self._unscored += int(np.count_nonzero(~scored))
         if not scored.any():
             return
-        y, p = answers.y[counts][scored], kept.p[scored]
+        y, p = answered.y[part][scored], answered.p[part][scored]
         losses = self._sums.add(y, p)
-        self._epoch_digest.update(answers.seq[counts][scored], y, p)
-        times = kept.event_time[scored]
+        self._epoch_digest.update(answered.seq[part][scored], y, p)
+        times = answered.event_time[part][scored]
         self._times = (min(int(times.min()), self._times[0]), max(int(times.max()), self._times[1]))
         for name, sums in self._slice_sums.items():
-            sums.add(keys[name][counts][scored].tolist(), y, losses, p)
+            sums.add(answered.slices[name][part][scored].tolist(), y, losses, p)
 
     def _begin_epoch(self) -> None:
         self._sums, self._epoch_digest = ScoreSums(), EpochDigest(self.digest)
