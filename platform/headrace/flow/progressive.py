@@ -21,7 +21,7 @@ from headrace.events import Columns, EpochRange, LabelKind, LogBatch, Recalled
 from headrace.flow.features import Encoder
 from headrace.flow.openevents import RECENT, OpenEvents, Recent
 from headrace.flow.scores import EpochDigest, ScoreSums, SliceSums
-from headrace.models.contract import Model, Sequential, take
+from headrace.models.contract import Model, Sequential, Uncertain, take
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import as_names
 
@@ -221,12 +221,20 @@ class Progressive:
         self.seq = batch.seq_last
         self._open.turn(self.seq)
 
-    def predict(self, log: Columns, clock: Ints) -> Floats:
-        """Probabilities for n rows of log columns as `apply` would give them next; nothing changes."""
+    def predict(self, log: Columns, clock: Ints) -> tuple[Floats, Floats | None]:
+        """Say of n rows of log columns what `apply` would predict next; nothing changes.
+
+        Returns
+        -------
+        (p, uncertainty)
+            float64[n] probabilities; float64[n] as `headrace.models.contract.Uncertain` has it, None for models without.
+        """
         X = self._encoder(log)
         if self.means is not None:
             X |= self.means.peek(self.means.keys_of(X), clock)
-        return self.model.predict(self.model.prepare(X))
+        prepared = self.model.prepare(X)
+        p = self.model.predict(prepared)
+        return p, self.model.uncertainty(prepared) if isinstance(self.model, Uncertain) else None
 
     def restart_chain(self, digest: bytes) -> None:
         """Start a new chain of digests; at an epoch's end."""

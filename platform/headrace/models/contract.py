@@ -13,6 +13,7 @@ returns may hold any arrays of n rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -130,6 +131,35 @@ class Sequential(Protocol):
         float64[events]
             Probabilities, each with the weights of its turn.
         """
+        ...
+
+
+@runtime_checkable
+class Uncertain(Protocol):
+    """A model that says how little it knows of a row."""
+
+    def uncertainty(self, X: Columns) -> Floats:
+        """Return float64[n] for n prepared rows, in logits: how far one more label may move the prediction; changes nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Effective learning rates of one feature's weights: how far a gradient of one moves them. They fall as labels come."""
+
+    feature: str
+    weights: int
+    nonzero: int
+    p50: float
+    p90: float
+
+
+@runtime_checkable
+class Rated(Protocol):
+    """A model whose learning rates depend on what it has seen."""
+
+    def rates(self) -> list[Rates]:
+        """Return those of each feature that has weights, in time that does not grow with the model; changes nothing."""
         ...
 
 
