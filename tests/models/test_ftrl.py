@@ -181,6 +181,21 @@ def test_rates_and_uncertainty_fall_as_labels_come(stream: Make) -> None:
     assert 0 < rates["bias"].p50 < rates["carrier"].p50 < rates["tail"].p50 <= rates["tail"].p90 <= 0.1
 
 
+def test_rates_of_a_large_table_are_those_of_a_part(stream: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y, _, _ = stream(3_000)
+    X["new"] = np.array([f"x{i % 1_500}" for i in range(3_000)], dtype=object)
+    model = Ftrl(bins=False, l1=0.3)
+    online(model, X, y)
+    whole = {rate.feature: rate for rate in model.rates()}
+    monkeypatch.setattr("headrace.models.ftrl._LOOKED_AT", len(model._table.cells) // 4)
+    part = {rate.feature: rate for rate in model.rates()}
+    assert whole["new"].weights == 1_500
+    assert part["new"] != whole["new"]
+    for name in ("weights", "nonzero", "p50", "p90"):
+        assert getattr(part["new"], name) == pytest.approx(getattr(whole["new"], name), rel=0.2)
+    assert part["wind"] == whole["wind"]
+
+
 def test_no_name_of_a_column_is_special(stream: Make) -> None:
     X, y, _, _ = stream(300)
     renamed = {{"wind": "offset", "tail": "keys"}.get(name, name): values for name, values in X.items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from headrace.definition.recipes import Recipe
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.arithmetic import sigmoid
-from headrace.models.contract import Arrays, Clock, Floats, row_count, take
+from headrace.models.contract import Arrays, Clock, Floats, Rates, row_count, take
 from headrace.models.table import KEY, LAST, OWN, Table, find, insert, must_grow
 from headrace.models.text import is_category, kernel, keys_of, mix64, seed_of
 
@@ -36,20 +35,10 @@ _FIRST_BINS = 64.0  # labels after which numbers have bins; they are fitted agai
 _SAW, _AT, _NOW = 0, 1, 2  # of `_state`: sightings, the cell that ages next, the last label's clock
 _AGING = 8  # sightings after which one cell of the sketch is halved
 _SKETCH = 1 << 20
+_LOOKED_AT = 1 << 18  # rows of the table, for `rates`
 _NEVER = -(2**63)
 _LANES = 8  # what a vector register holds: rows are laid out in multiples of it
 _NONE, _NO_CLOCK = np.empty(0), np.empty(0, dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Effective learning rates of one feature, alpha / (beta + sqrt(n)): they fall as its values are seen."""
-
-    feature: str
-    weights: int
-    nonzero: int
-    p50: float
-    p90: float
 
 
 class Ftrl:
@@ -173,21 +162,26 @@ class Ftrl:
         return out
 
     def rates(self) -> list[Rates]:
-        """Effective learning rates of each feature that has weights."""
+        """Effective learning rates of each feature that has weights, alpha / (beta + sqrt(n)).
+
+        Of a large table it looks at the first rows: keys are hashes, so they are a fair sample.
+        """
         if self._layout is None:
             return []
-        used = self._table.used()
-        group = (self._table.cells[used, KEY] >> _GROUP_BITS).astype(np.int64)
+        cells, share = self._table.cells[:_LOOKED_AT], min(1.0, _LOOKED_AT / len(self._table.cells))
+        used = np.flatnonzero(cells[:, KEY])
+        group = (cells[used, KEY] >> _GROUP_BITS).astype(np.int64)
         weights, linear = self._table.floats[used, OWN:], self._linear.T
-        parts = [(name, weights[group == number]) for number, name in enumerate(self._layout.names(), start=1)]
+        parts = [(name, weights[group == number], share) for number, name in enumerate(self._layout.names(), start=1)]
         bins = zip(self._layout.numbers, self._bins.reshape(len(self._layout.numbers), -1, 3), strict=True)
-        parts += [(f"{name} (bins)", own[own[:, _ROOT] > 0.0]) for name, own in bins]
-        parts += [(name, linear[at : at + 1]) for at, name in enumerate((*self._layout.numbers, "bias"))]
-        return [self._rates_of(name, own) for name, own in parts if len(own)]
+        parts += [(f"{name} (bins)", own[own[:, _ROOT] > 0.0], 1.0) for name, own in bins]
+        parts += [(name, linear[at : at + 1], 1.0) for at, name in enumerate((*self._layout.numbers, "bias"))]
+        return [self._rates_of(name, own, looked_at) for name, own, looked_at in parts if len(own)]
 
-    def _rates_of(self, feature: str, weights: Floats) -> Rates:
+    def _rates_of(self, feature: str, weights: Floats, share: float) -> Rates:
         p50, p90 = np.quantile(1.0 / (self._params[0] * (self._params[1] + weights[:, _ROOT])), (0.5, 0.9)).tolist()
-        return Rates(feature, len(weights), int(np.count_nonzero(weights[:, _W])), p50, p90)
+        nonzero = np.count_nonzero(weights[:, _W])
+        return Rates(feature, round(len(weights) / share), round(nonzero / share), p50, p90)
 
     def save(self) -> tuple[Arrays, dict[str, Any]]:
         """Return the weights and what the numbers are scaled by."""

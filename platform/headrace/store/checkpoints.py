@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from headrace.events import moment
 from headrace.flow.openevents import saved_seqs
 from headrace.flow.progressive import EpochScore
 from headrace.flow.scores import pack_histograms
+from headrace.models.contract import Rates
 from headrace.models.snapshot import Digests, dump, parse, state_digest
 from headrace.store import db
 
@@ -43,6 +44,7 @@ class Checkpoint:
     learned: int  # labels learned online since its first seq
     arrays: Arrays
     meta: Mapping[str, Any]
+    rates: Sequence[Rates] | None = None  # for people; not read back
 
 
 def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -> int:
@@ -72,6 +74,7 @@ def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -
         "state": Binary(state),
         "learned": checkpoint.learned,
         "bytes": len(state) + written,
+        "rates": None if checkpoint.rates is None else json.dumps([asdict(rates) for rates in checkpoint.rates]),
     }
     db.run(conn, "add_checkpoint", params)
     thin(conn, stream, version, keep=KEEP)

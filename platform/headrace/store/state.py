@@ -21,6 +21,7 @@ from headrace.flow.features import Encoder
 from headrace.flow.progressive import EpochScore, Progressive
 from headrace.flow.scores import GENESIS
 from headrace.models.build import fresh
+from headrace.models.contract import Rated
 from headrace.models.target_mean import TargetMeans
 from headrace.store import checkpoints, log
 from headrace.store.checkpoints import Checkpoint
@@ -46,7 +47,8 @@ class Live:
         if self.artifact is not None:
             arrays[ARTIFACT] = self.artifact
         at = self.progressive
-        return Checkpoint(at.seq, epoch, at.digest, self.engine.id, self.learned, arrays, meta)
+        rates = at.model.rates() if isinstance(at.model, Rated) else None
+        return Checkpoint(at.seq, epoch, at.digest, self.engine.id, self.learned, arrays, meta, rates)
 
 
 def recipe_of(stream: Stream, version: Version) -> Recipe:
