@@ -83,8 +83,8 @@ CREATE TABLE headrace.checkpoints (
     state bytea NOT NULL,
     learned bigint NOT NULL,
     bytes bigint NOT NULL,
-    rates jsonb,
     created_at timestamptz NOT NULL DEFAULT now(),
+    rates jsonb,
     PRIMARY KEY (stream, version, seq),
     FOREIGN KEY (stream, version) REFERENCES headrace.versions
 );
