@@ -119,9 +119,9 @@ WHERE stream = %(stream)s AND version = %(version)s AND seq <= coalesce(%(until)
 SELECT epoch, seq_first, seq_last, digest, engine FROM headrace.epoch_metrics WHERE stream = %(stream)s AND version = %(version)s ORDER BY epoch;
 
 -- add_checkpoint: a version's state at a seq
-INSERT INTO headrace.checkpoints (stream, version, seq, epoch, digest, state_digest, engine, arrays, state, learned, bytes)
+INSERT INTO headrace.checkpoints (stream, version, seq, epoch, digest, state_digest, engine, arrays, state, learned, bytes, rates)
 VALUES (%(stream)s, %(version)s, %(seq)s, %(epoch)s, %(digest)s, %(state_digest)s, %(engine)s, %(arrays)s, %(state)s, %(learned)s,
-    %(bytes)s);
+    %(bytes)s, %(rates)s);
 
 -- thin_checkpoints: keep a version's newest checkpoints, one per hour of a day, one per day of 30, and its base
 WITH judged AS (

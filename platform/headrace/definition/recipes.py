@@ -104,7 +104,8 @@ def ftrl(
     expire_after
         Stream time without a label after which a weight is forgotten; None for never.
     max_weights
-        Weights at most, 64 bytes each, up to twice that when it is no power of two; then those without a label for longest go.
+        Weights of categories at most, 80 bytes each, up to twice that when it is no power of two; then those without a label
+        for longest go.
     """
     expires = None if expire_after is None else expire_after // timedelta(microseconds=1)
     own = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2, "bins": bins, "pairs": pairs, "admit_after": admit_after}

@@ -13,6 +13,7 @@ returns may hold any arrays of n rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -103,24 +104,62 @@ class Sequential(Protocol):
     """A model without a memo that can follow a whole range of the log in one call, to the bits that turns would give."""
 
     def run(
-        self, order: NDArray[np.int64], events: Columns, labels: Columns, y: Floats, weight: Floats, clock: Clock
+        self,
+        order: NDArray[np.int64],
+        events: Columns,
+        labels: Columns,
+        y: Floats,
+        weight: Floats,
+        clock: Clock,
+        row: NDArray[np.intp] | None = None,
     ) -> Floats:
         """Predict events and learn labels in their order, as `ask` and `learn` would one after the other.
 
         Parameters
         ----------
         order
-            int64[entries]: r for row r of `events`, -1 - r for row r of `labels`.
+            int64[entries]: i for row i of `events`, -1 - i for label i.
         events, labels
             Prepared rows.
         y, weight, clock
             Of the labels.
+        row
+            intp[labels], each label's row of `labels`; None for the i-th one of label i. It spares their copies.
 
         Returns
         -------
         float64[events]
             Probabilities, each with the weights of its turn.
         """
+        ...
+
+
+@runtime_checkable
+class Uncertain(Protocol):
+    """A model that says how little it knows of a row."""
+
+    def uncertainty(self, X: Columns) -> Floats:
+        """Return float64[n] for n prepared rows, in logits: how far one more label may move the prediction; changes nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Effective learning rates of one feature's weights: how far a gradient of one moves them. They fall as labels come."""
+
+    feature: str
+    weights: int
+    nonzero: int
+    p50: float
+    p90: float
+
+
+@runtime_checkable
+class Rated(Protocol):
+    """A model whose learning rates depend on what it has seen."""
+
+    def rates(self) -> list[Rates]:
+        """Return those of each feature that has weights, in time that does not grow with the model; changes nothing."""
         ...
 
 

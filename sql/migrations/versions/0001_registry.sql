@@ -84,11 +84,13 @@ CREATE TABLE headrace.checkpoints (
     learned bigint NOT NULL,
     bytes bigint NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
+    rates jsonb,
     PRIMARY KEY (stream, version, seq),
     FOREIGN KEY (stream, version) REFERENCES headrace.versions
 );
 COMMENT ON TABLE headrace.checkpoints IS 'A version''s state at a seq, written together with the metrics up to it.';
 COMMENT ON COLUMN headrace.checkpoints.arrays IS 'Large arrays kept in headrace.artifacts: {array name: sha256}.';
+COMMENT ON COLUMN headrace.checkpoints.rates IS 'Learning rates of each feature, for metrics.learning_rates; NULL for models without.';
 
 CREATE TABLE headrace.epochs (
     stream text NOT NULL,
