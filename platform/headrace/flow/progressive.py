@@ -21,7 +21,7 @@ from headrace.events import Columns, EpochRange, LabelKind, LogBatch, Recalled
 from headrace.flow.features import Encoder
 from headrace.flow.openevents import RECENT, OpenEvents, Recent
 from headrace.flow.scores import EpochDigest, ScoreSums
-from headrace.models.contract import Model, Sequential, take
+from headrace.models.contract import Combining, Following, MemberScore, Model, Sequential, Turns, follow, take
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import as_names
 
@@ -59,6 +59,7 @@ class EpochScore:
     unscored: int  # of them without a prediction of this version: their events came before its first seq
     event_time_first: int | None
     event_time_last: int | None
+    members: tuple[MemberScore, ...]  # of a model of several
 
 
 @dataclass
@@ -227,23 +228,46 @@ class Progressive:
         rows = self._rows_of(answers, late_means)
 
         order = np.argsort(np.concatenate([seqs, answers.seq]), kind="stable")
-        if isinstance(self.model, Sequential) and self._on_late != "reweight":
-            self._run(self.model, order, seqs, prepared, rows, answers)
+        if isinstance(self.model, Sequential | Following) and self._on_late != "reweight":
+            self._run(self.model, order, seqs, prepared, rows, answers, outstanding)
         else:
             self._take_turns(order, seqs, clock, prepared, rows, answers, outstanding)
         self._score(answers, keys)
         self._open.close(answers.closing)
 
     def _run(
-        self, model: Sequential, order: Ints, seqs: Ints, prepared: Columns, rows: Columns, answers: _Answers
+        self,
+        model: Sequential | Following,
+        order: Ints,
+        seqs: Ints,
+        prepared: Columns,
+        rows: Columns,
+        answers: _Answers,
+        outstanding: int,
     ) -> None:
         """Entries in order, in one call."""
         n = len(seqs)
         coded = np.where(order < n, order, n - 1 - order)
         teaches = np.concatenate([np.ones(n, dtype=np.bool_), ~np.isnan(answers.y)])
-        p = model.run(coded[teaches[order]], prepared, rows, answers.y, np.ones(len(answers.y)), answers.clock)
+        closed = np.searchsorted(answers.seq[~answers.late], seqs)
+        asked = np.where(answers.late, -1, np.searchsorted(seqs, answers.event))
+        earlier = ~answers.late & (answers.event < (seqs[0] if n else self.seq + 1))
+        asked[earlier] = -1
+        kept = np.full((len(answers.y), self.model.memo_width), np.nan)
+        if self.model.memo_width:
+            kept[earlier] = self._open.take(answers.event[earlier]).memo
+        turns = Turns(
+            order=coded[teaches[order]],
+            outstanding=outstanding + np.arange(n) - closed,
+            y=answers.y,
+            weight=np.ones(len(answers.y)),
+            clock=answers.clock,
+            asked=asked,
+            memo=kept,
+        )
+        p, memo = follow(model, turns, prepared, rows)
         if n:
-            self._predicted(seqs, p, np.empty((n, 0)))
+            self._predicted(seqs, p, memo)
 
     def _predicted(self, seqs: Ints, p: Floats, memo: Floats) -> None:
         """Keep what the model said of events. NaN would count as no prediction, and nobody would hear of it."""
@@ -432,6 +456,7 @@ class Progressive:
             unscored=self._unscored,
             event_time_first=first if self._sums.n else None,
             event_time_last=last if self._sums.n else None,
+            members=self.model.report() if isinstance(self.model, Combining) else (),
         )
         self._begin_epoch()
         return score
