@@ -1,7 +1,7 @@
 """Batch, online, and both at once: who predicts flights best, given the same features and honest label delay?
 
 Everybody sees a year of flights in the order of the log, a label when the flight has landed and not before, and is scored on
-the last 80% of the labels. Trees are trained on the first 20%, the bootstrap window, and again every 28 days on all labels
+the last 80% of the labels. Trees are trained on the first 20%, the bootstrap window, and again every 7 days on all labels
 that have come by then; nothing is tuned on what is scored. The stack starts at half of the window, on trees of the half
 before (`headrace.batch.walk_forward`); whenever there are new trees, its members get them and its weights go on.
 """
@@ -33,7 +33,7 @@ from headrace.models.target_mean import TargetMeans
 from headrace.models.text import is_category, keys_of
 
 _WINDOW = 0.2  # share of the labels that the first bootstrap is trained on
-_EVERY = timedelta(days=28) // timedelta(microseconds=1)
+_EVERY = timedelta(days=7) // timedelta(microseconds=1)
 _MORE = [
     category("flight", "plane_model", "plane_manufacturer", "plane_type", "plane_engine"),
     number("plane_engines"),
@@ -107,9 +107,15 @@ def alone(case: Case, recipe: Recipe, refits: Sequence[int]) -> Walk:
     if not recipe.bootstraps:
         walk.go(_model(recipe, None), 1, case.seq(len(case.row)))
         return walk
-    for size, end in zip(refits, [*refits[1:], len(case.row)], strict=True):
+    for size, end in _stretches(case, refits):
         walk.go(_model(recipe, case.trees[size]), case.seq(size) + 1, case.seq(end))
     return walk
+
+
+def _stretches(case: Case, refits: Sequence[int]) -> list[tuple[int, int]]:
+    """From which number of labels to which the trees of the first one are used."""
+    sizes = [min(case.trees), *refits]  # those of half the window predict what is labelled, and scored, after it
+    return list(zip(sizes, [*refits, len(case.row)], strict=True))
 
 
 def _model(recipe: Recipe, trees: Ensemble | None) -> Any:
@@ -121,7 +127,7 @@ def stacked(case: Case, recipe: Recipe, refits: Sequence[int]) -> Walk:
     walk, half = case.walk(), min(case.trees)
     former = build.stack(recipe, None)
     walk.go(former, 1, case.seq(half), started=False)
-    for size, end in zip([half, *refits], [*refits, len(case.row)], strict=True):
+    for size, end in _stretches(case, refits):
         stack = build.stack(recipe, case.trees[size])
         stack.take_over(former, stackers=size != half)
         walk.go(stack, case.seq(size) + 1, case.seq(end))
@@ -132,19 +138,18 @@ def stacked(case: Case, recipe: Recipe, refits: Sequence[int]) -> Walk:
 def contestants(case: Case, *, target_means: bool) -> dict[str, tuple[str, Walk, float]]:
     """(family, what it said, CPU seconds) of everybody."""
     once, often = case.refits[:1], case.refits
-    stack = recipes.stack(target_means=target_means)
+    stack, lean = recipes.stack(target_means=target_means), recipes.lean_members(target_means=target_means)
     frozen = recipes.lightgbm(scale=1e-12, restore=0.0)
     entries: list[tuple[str, str, Recipe, list[int]]] = [
         ("batch", "lightgbm, once", frozen, once),
-        ("batch", "lightgbm, every 28 d", frozen, often),
+        ("batch", "lightgbm, every 7 d", frozen, often),
         ("batch", "lightgbm, once, recalibrated", recipes.lightgbm(), once),
-        ("batch", "lightgbm, every 28 d, recalibrated", recipes.lightgbm(), often),
+        ("batch", "lightgbm, every 7 d, recalibrated", recipes.lightgbm(), often),
         *[("online", f"ftrl, alpha {a}", recipes.ftrl(alpha=a), []) for a in (0.001, 0.01, 0.1, 1.0)],
         *[("online", f"ftrl, pairs, alpha {a}", recipes.ftrl(alpha=a, pairs=True), []) for a in (0.001, 0.01, 0.03, 0.1)],
-        ("hybrid", "gbdt_lr, every 28 d", recipes.gbdt_lr(), often),
-        ("hybrid", "stack, trees of the first 20%", stack, once),
-        ("hybrid", "stack9", recipes.stack(target_means=target_means, members=[*recipes.lean_members(), recipes.ftrl(name="pairs", alpha=.01, pairs=True), recipes.gbdt_lr(name="o.03",leaf_alpha=.03,category_alpha=.03), recipes.label_mean(name="m8",labels=8)]), often),
-        ("hybrid", "stack9-3", recipes.stack(target_means=target_means, members=[*recipes.lean_members(), recipes.ftrl(name="pairs", alpha=.03, pairs=True), recipes.gbdt_lr(name="o.03",leaf_alpha=.03,category_alpha=.03), recipes.label_mean(name="m8",labels=8)]), often),
+        ("hybrid", "gbdt_lr, every 7 d", recipes.gbdt_lr(), often),
+        ("hybrid", "stack, once", stack, once),
+        ("hybrid", "stack, lean", recipes.stack(target_means=target_means, members=lean), often),
         ("hybrid", "stack", stack, often),
     ]  # fmt: skip
     found = {}
@@ -178,7 +183,7 @@ def race(batch: LogBatch, *, target_means: bool) -> dict[str, Any]:
         print(f"  its member {name:25} {loss:9.5f}")
     stack = models["stack"]["log_loss"]
     online = min(row["log_loss"] for row in models.values() if row["family"] == "online")
-    scheduled = models["lightgbm, every 28 d, recalibrated"]["log_loss"]
+    scheduled = models["lightgbm, every 7 d, recalibrated"]["log_loss"]
     ratios = {
         "better_than_online": round(1 - stack / online, 4),
         "better_than_scheduled": round(1 - stack / scheduled, 4),
@@ -194,6 +199,8 @@ def run() -> dict[str, Any]:
     batch = log_of(data, int(data.departures["scheduled_at"].cast("int64").to_numpy()[0]))
     result = {}
     for target_means in (False, True):
-        print(f"\n{'with' if target_means else 'without'} target means {'':13} {'family':8} {'log loss':>9} {'us/label':>9}")
+        print(
+            f"\n{'with' if target_means else 'without'} target means {'':13} {'family':8} {'log loss':>9} {'us/label':>9}"
+        )
         result["with" if target_means else "without"] = race(batch, target_means=target_means)
     return {"labels": len(batch.y), "scored": len(batch.y) - int(_WINDOW * len(batch.y)), **result}

@@ -294,9 +294,7 @@ def _train(recipe: Recipe, window: Window, upto: int, threads: int) -> tuple[Tra
     return train(recipe, take(window.X, rows), window.y[order], *clocks, threads=threads), rows
 
 
-def _walk(
-    recipe: Recipe, window: Window, cut: int, trained: Trained, threads: int
-) -> tuple[Model, Floats, int]:
+def _walk(recipe: Recipe, window: Window, cut: int, trained: Trained, threads: int) -> tuple[Model, Floats, int]:
     """A stack's start: the model at the window's end, its predictions on the way, and the seq after which it started."""
     half = int(window.label_seq[len(window.label_seq) // 2])
     waits = np.isin(window.event_seq, window.open_seq)

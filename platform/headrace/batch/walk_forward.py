@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headrace.definition.recipes import Recipe
 from headrace.models import build
 from headrace.models.boosting import Trained
-from headrace.models.contract import Floats, Following, Sequential, Turns, follow, take
+from headrace.models.contract import Floats, Following, Model, Sequential, Turns, follow, take
 from headrace.models.stack import Stack
 
 _PIECE = 50_000  # entries at a time: prepared rows are wide
@@ -57,12 +57,12 @@ class Walk:
     ) -> None:
         self._X, self._event_seq = X, event_seq
         self._label_row, self._label_seq, self._label_clock, self._y = label_row, label_seq, label_clock, y
-        entered = np.cumsum(waits) - waits
+        entered: Ints = np.cumsum(waits) - waits
         self._outstanding = entered - np.searchsorted(label_seq, event_seq)
         self.p = np.full(len(event_seq), np.nan)
         self.memo: Floats = np.empty((len(event_seq), 0))
 
-    def go(self, model: Stack | Sequential | Following, first: int, last: int, *, started: bool = True) -> None:
+    def go(self, model: Model, first: int, last: int, *, started: bool = True) -> None:
         """Follow the entries with seq from `first` to `last`.
 
         Parameters
@@ -77,7 +77,8 @@ class Walk:
         for begin in range(0, len(seqs), _PIECE):
             self._go(model, int(seqs[begin]), int(seqs[min(begin + _PIECE, len(seqs)) - 1]), started)
 
-    def _go(self, model: Any, first: int, last: int, started: bool) -> None:
+    def _go(self, model: Model, first: int, last: int, started: bool) -> None:
+        assert isinstance(model, Sequential | Following)  # every array model is
         events = slice(*np.searchsorted(self._event_seq, [first, last + 1]).tolist())
         labels = slice(*np.searchsorted(self._label_seq, [first, last + 1]).tolist())
         rows, y = self._label_row[labels], self._y[labels]
@@ -106,9 +107,7 @@ def walk_forward(recipe: Recipe, walk: Walk, half: int, last: int, first_trees: 
     half, last
         Seqs: the trees' first training ends, and the stack starts, after `half`; the window ends at `last`.
     """
-    waiting, started, refitted = (
-        build.stack(recipe, trees) for trees in (None, first_trees.ensemble, trees.ensemble)
-    )
+    waiting, started, refitted = (build.stack(recipe, trees) for trees in (None, first_trees.ensemble, trees.ensemble))
     walk.go(waiting, 0, half, started=False)
     started.take_over(waiting, stackers=False)
     walk.go(started, half + 1, last)

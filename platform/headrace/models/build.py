@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.models.lightgbm import LightGbmModel
     from headrace.models.stack import Stack
 
+
 def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None) -> Model:
     """Return a model that has learned nothing online.
 

@@ -30,7 +30,12 @@ CATEGORY_ALPHA = 0.03
 TABLE_BITS = 16
 """The table of hashed categories has two to this many slots."""
 
-_Z, _N, _ROOT, _W = 0, 1, 2, 3  # of `GbdtLr._weights`: z, n, the square root of n, and the weight that follows from them
+_Z, _N, _ROOT, _W = (
+    0,
+    1,
+    2,
+    3,
+)  # of `GbdtLr._weights`: z, n, the square root of n, and the weight that follows from them
 _NONE, _NO_CLOCK = np.empty(0), np.empty(0, dtype=np.int64)
 
 

@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.arithmetic import exp, log, logit, sigmoid
-from headrace.models.contract import Arrays, Clock, Floats, Following, MemberScore, Model, Sequential, Turns, follow, take
+from headrace.models.contract import (
+    Arrays,
+    Clock,
+    Floats,
+    Following,
+    MemberScore,
+    Model,
+    Sequential,
+    Turns,
+    follow,
+    take,
+)
 from headrace.models.gbdt_lr import GbdtLr
 from headrace.models.lightgbm import LightGbmModel
 from headrace.models.text import is_category, kernel, keys_of
