@@ -68,6 +68,7 @@ CREATE TABLE headrace.versions (
     UNIQUE (stream, number)
 );
 COMMENT ON TABLE headrace.versions IS 'A version: recipe + configuration + base + first seq + engine. status is what should be true; learners make it so.';
+COMMENT ON COLUMN headrace.versions.heldout IS 'What its bootstrap found on the held-out end; of a stack also where it started and where its trees were trained again.';
 COMMENT ON COLUMN headrace.versions.evidence_seq IS 'First seq whose epochs may count as evidence for this version: after its registration, for a new recipe.';
 COMMENT ON COLUMN headrace.versions.rebuildable IS 'Whether the log still holds all that it read since its base, as it read it.';
 
