@@ -257,6 +257,37 @@ def test_a_state_of_other_members_is_refused(trained: Trained, stream: Make) -> 
         told("ab").take_over(Stack([Member("ab", LabelMean(), "ab")], 1.0), stackers=True)
 
 
+def test_new_trees_take_the_former_ones_places(trained: Trained, stream: Make) -> None:
+    """Stackers go on or begin anew, as they are told; members without trees always go on."""
+    X, y, _, label_times = stream(600, seed=10)
+    recipe = recipes.stack()
+    walk = Walk(
+        X, 2 * np.arange(600), np.ones(600, dtype=np.bool_), np.arange(600), 2 * np.arange(600) + 1, label_times, y
+    )
+    waiting, plain = build.stack(recipe, None), build.stack(recipe, None)
+    walk.go(waiting, 0, 1199, started=False)
+    assert np.isnan(walk.p).all()
+    (weights, unmoved), (mine, fresh) = ((s.save()[0]["w"], s.save()[0]["top"]) for s in (waiting, plain))
+    assert (weights.tobytes(), unmoved.tobytes()) == (mine.tobytes(), fresh.tobytes())
+    started, anew = build.stack(recipe, trained.held_out), build.stack(recipe, trained.held_out)
+    started.take_over(waiting, stackers=False)
+    assert np.abs(started.predict(started.prepare(X)) - anew.predict(anew.prepare(X))).max() > 0.01
+    walk.go(started, 0, 1199)
+    assert np.isfinite(walk.p).all()
+    refitted = build.stack(recipe, trained.ensemble)
+    refitted.take_over(started, stackers=True)
+    for name in ("w", "P", "top", "delay", "start"):
+        assert refitted.save()[0][name].tobytes() == started.save()[0][name].tobytes()
+
+
+def test_the_label_mean_is_of_the_last_labels() -> None:
+    model, y = LabelMean(labels=10), np.random.default_rng(11).integers(0, 2, 300).astype(np.float64)
+    model.learn(model.prepare({"a": y}), y, np.empty((300, 0)), np.ones(300), np.zeros(300, dtype=np.int64))
+    age = 0.9 ** np.arange(299, -1, -1)
+    expected = ((age * y).sum() + 0.5) / (age.sum() + 1)
+    assert model.predict({"nothing": np.empty((1, 0))})[0] == pytest.approx(expected)
+
+
 def test_its_own_state_does_not_grow() -> None:
     sizes = []
     for n in (200, 2000):
