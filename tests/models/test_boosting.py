@@ -157,7 +157,7 @@ def test_weights_are_ftrl_proximal(trained: Trained, stream: Make) -> None:
 
 @pytest.mark.parametrize("offset", [True, False])
 def test_new_trees_leave_what_does_not_depend_on_them(trained: Trained, stream: Make, offset: bool) -> None:
-    X, y, _, _ = stream(500, seed=9)
+    X = stream(500, seed=9)[0]
     odd = np.array([float(int(tail[1:]) % 2) for tail in X["tail"]])
     former = GbdtLr(trained.ensemble, category_alpha=0.3, offset=offset)
     online(former, X, odd)

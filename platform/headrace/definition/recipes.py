@@ -174,37 +174,34 @@ def stack(
     target_means
         Whether all members read the stream's target means; what a member's own recipe says about it does not count.
     members
-        Recipes of kinds ftrl, lightgbm, gbdt_lr and label_mean; `members` when not given, `lean_members` for half the cost.
+        Recipes of kinds ftrl, lightgbm, gbdt_lr and label_mean; `default_members` when not given.
     params
         For LightGBM: the trees are trained once for all members that have trees.
     """
-    chosen = _members(target_means=target_means) if members is None else members
+    chosen = default_members(target_means=target_means) if members is None else members
     return Recipe(
         "stack", name, target_means, params, members=tuple(replace(m, target_means=target_means) for m in chosen)
     )
 
 
 def lean_members(*, target_means: bool = True) -> tuple[Recipe, ...]:
-    """Six members at about half the cost of `members`: trees, linear models quick and slow, and both together."""
-    return tuple(m for m in members(target_means=target_means) if m.name not in ("pairs", "label_mean_8"))
+    """Six of `default_members`: without the pairs of categories, which cost the most, and the quicker mean."""
+    return tuple(m for m in default_members(target_means=target_means) if m.name not in ("pairs", "label_mean_8"))
 
 
-def members(*, target_means: bool = True) -> tuple[Recipe, ...]:
+def default_members(*, target_means: bool = True) -> tuple[Recipe, ...]:
     """The members of a stack unless it names its own.
 
     Beside target means, which move on their own, linear models do best at smaller learning rates.
     """
-    slower = 0.1 if target_means else 1.0
+    slower = 10 if target_means else 1
     return (
         lightgbm(),
-        ftrl(name="ftrl_slow", alpha=0.1 * slower),
-        ftrl(name="ftrl_quick", alpha=1.0 * slower),
+        ftrl(name="ftrl_slow", alpha=0.1 / slower),
+        ftrl(name="ftrl_quick", alpha=1.0 / slower),
         ftrl(name="pairs", alpha=0.01, pairs=True),
-        gbdt_lr(name="leaves", leaf_alpha=0.03 * slower, category_alpha=0.03 * slower, offset=False),
-        gbdt_lr(name="on_trees", leaf_alpha=0.03 * slower, category_alpha=0.03 * slower),
+        gbdt_lr(name="leaves", leaf_alpha=0.03 / slower, category_alpha=0.03 / slower, offset=False),
+        gbdt_lr(name="on_trees", leaf_alpha=0.03 / slower, category_alpha=0.03 / slower),
         label_mean(name="label_mean_8", labels=8),
         label_mean(name="label_mean_200", labels=200),
     )
-
-
-_members = members  # a parameter of `stack` has the name
