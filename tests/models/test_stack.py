@@ -311,13 +311,14 @@ def synthetic(kind: str, n: int) -> tuple[dict[str, Floats], Floats]:
     return {f"x{k}": np.array([x[k] for x, _ in taken]) for k in range(3)}, np.array([float(y) for _, y in taken])
 
 
+@pytest.mark.parametrize("members", [None, [recipes.lightgbm(), recipes.gbdt_lr()]])
 @pytest.mark.parametrize("kind", ["none", "abrupt", "gradual"])
-def test_regret_to_the_best_member_is_small(kind: str) -> None:
+def test_regret_to_the_best_member_is_small(kind: str, members: list[recipes.Recipe] | None) -> None:
     """After a walk-forward start on the first 30%, with labels that come 100 events late."""
     n, window, late = 15_000, 4_500, 100
     X, y = synthetic(kind, n)
     event_seq, label_seq = 2 * np.arange(n), 2 * (np.arange(n) + late) + 1
-    recipe = recipes.stack()
+    recipe = recipes.stack(members=members)
     params = {"max_trees": 50, "min_data_in_leaf": 50}
     times = event_seq, label_seq
 

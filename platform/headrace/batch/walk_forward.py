@@ -107,9 +107,11 @@ def walk_forward(recipe: Recipe, walk: Walk, half: int, last: int, first_trees: 
     half, last
         Seqs: the trees' first training ends, and the stack starts, after `half`; the window ends at `last`.
     """
-    waiting, started, refitted = (build.stack(recipe, trees) for trees in (None, first_trees.ensemble, trees.ensemble))
-    walk.go(waiting, 0, half, started=False)
-    started.take_over(waiting, stackers=False)
+    started, refitted = build.stack(recipe, first_trees.ensemble), build.stack(recipe, trees.ensemble)
+    if not all(member.bootstraps for member in recipe.members):
+        waiting = build.stack(recipe, None)
+        walk.go(waiting, 0, half, started=False)
+        started.take_over(waiting, stackers=False)
     walk.go(started, half + 1, last)
     refitted.take_over(started, stackers=True)
     return refitted

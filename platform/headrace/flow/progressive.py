@@ -250,11 +250,10 @@ class Progressive:
         coded = np.where(order < n, order, n - 1 - order)
         teaches = np.concatenate([np.ones(n, dtype=np.bool_), ~np.isnan(answers.y)])
         closed = np.searchsorted(answers.seq[~answers.late], seqs)
-        asked = np.where(answers.late, -1, np.searchsorted(seqs, answers.event))
-        earlier = ~answers.late & (answers.event < (seqs[0] if n else self.seq + 1))
-        asked[earlier] = -1
+        here = ~answers.late & (answers.event >= (seqs[0] if n else answers.seq))
         kept = np.full((len(answers.y), self.model.memo_width), np.nan)
         if self.model.memo_width:
+            earlier = ~answers.late & ~here
             kept[earlier] = self._open.take(answers.event[earlier]).memo
         turns = Turns(
             order=coded[teaches[order]],
@@ -262,7 +261,7 @@ class Progressive:
             y=answers.y,
             weight=np.ones(len(answers.y)),
             clock=answers.clock,
-            asked=asked,
+            asked=np.where(here, np.searchsorted(seqs, answers.event), -1),
             memo=kept,
         )
         p, memo = follow(model, turns, prepared, rows)
