@@ -159,3 +159,7 @@ VALUES (%(stream)s, %(version)s, %(epoch)s, %(seq_first)s, %(seq_last)s, %(label
 -- add_slice_metrics: the same for one value of a slice
 INSERT INTO headrace.slice_metrics (stream, version, epoch, slice, value, labels, positives, loss_sum, p_sum)
 VALUES (%(stream)s, %(version)s, %(epoch)s, %(slice)s, %(value)s, %(labels)s, %(positives)s, %(loss_sum)s, %(p_sum)s);
+
+-- add_member_metrics: the same for one member of a stack, with its weight at the epoch's end
+INSERT INTO headrace.member_metrics (stream, version, epoch, member, labels, loss_sum, weight, top_weights)
+VALUES (%(stream)s, %(version)s, %(epoch)s, %(member)s, %(labels)s, %(loss_sum)s, %(weight)s, %(top_weights)s);

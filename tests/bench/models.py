@@ -26,13 +26,18 @@ from numpy.typing import NDArray
 from tests.bench import oracles
 from tests.bench.flights import _FLIGHTS, log_of
 
+from headrace.batch.walk_forward import Walk, walk_forward
 from headrace.definition import recipes
 from headrace.definition.load import load_file
+from headrace.definition.recipes import Recipe
 from headrace.demo import flights
 from headrace.events import LogBatch
 from headrace.flow.features import Encoder
 from headrace.flow.progressive import Progressive
 from headrace.flow.scores import GENESIS
+from headrace.models.boosting import Trained
+from headrace.models.build import train
+from headrace.models.contract import take
 from headrace.models.ftrl import Ftrl
 from headrace.models.river_pipeline import RiverModel
 from headrace.models.text import Text
@@ -128,6 +133,34 @@ def by_river(batch: LogBatch) -> tuple[Floats, float]:
     return _timed(go)
 
 
+def by_stack(batch: LogBatch, recipe: Recipe) -> tuple[Floats, float]:
+    """The same by a stack that was bootstrapped on the first fifth of the labels; CPU seconds as if it had learned all.
+
+    Training is left out; each tree is walked within its time, at the event and again at the label.
+    """
+    X, window = Encoder(load_file(_FLIGHTS))(in_columns(batch)), int((1 - _SCORED) * len(batch.y))
+    _, row = order_of(batch)
+
+    def trees(labels: int) -> Trained:
+        order = np.argsort(row[:labels], kind="stable")
+        events = row[order]
+        times = batch.event_time[events], batch.label_time[order]
+        return train(recipe, take(X, events), batch.y[order], *times)
+
+    waits = np.zeros(len(batch.event_seq), dtype=np.bool_)
+    waits[row] = True
+    walk = Walk(X, batch.event_seq, waits, row, batch.label_seq, batch.clock_labels, batch.y)
+    half, last = batch.label_seq[[window // 2, window]].tolist()
+    stack = walk_forward(recipe, walk, half, last, trees(window // 2), trees(window))
+
+    def go() -> Floats:
+        walk.go(stack, last + 1, int(batch.label_seq[-1]))
+        return walk.p
+
+    p, seconds = _timed(go)
+    return p, seconds / _SCORED
+
+
 def progressive(batch: LogBatch) -> float:
     """CPU seconds of `ftrl` in the learner's code."""
     stream = load_file(_FLIGHTS)
@@ -170,6 +203,11 @@ def run() -> dict[str, Any]:
     note("ftrl, bins", *by_ftrl(batch))
     note("ftrl, pairs", *by_ftrl(batch, pairs=True, alpha=0.03))
     note("ftrl, admitted after 5", *by_ftrl(batch, admit_after=5))
+    note(
+        "stack, lean",
+        *by_stack(batch, recipes.stack(target_means=False, members=recipes.lean_members(target_means=False))),
+    )
+    note("stack", *by_stack(batch, recipes.stack(target_means=False)))
     learner = 1e6 * progressive(batch) / len(batch.y)
     judged = by_oracles(batch, **_SAME)
     river = found["river"]["us_per_sample"]

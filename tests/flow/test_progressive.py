@@ -174,10 +174,12 @@ def artifacts(small: Stream, log: Log) -> Mapping[bool, bytes]:
     return made
 
 
-@pytest.fixture(params=["river", "slow", "gbdt_lr", "lightgbm", "ftrl"])
+@pytest.fixture(params=["river", "slow", "gbdt_lr", "lightgbm", "ftrl", "stack"])
 def recipe(small: Stream, request: pytest.FixtureRequest) -> Recipe:
     if request.param == "ftrl":
         return recipes.ftrl(pairs=True, admit_after=2, max_weights=60, target_means=True)
+    if request.param == "stack":
+        return recipes.stack()
     found = small.recipe(request.param)
     assert found is not None
     return found
@@ -222,6 +224,7 @@ def told(scores: list[EpochScore]) -> str:
                 s.unscored,
                 s.event_time_first,
                 s.event_time_last,
+                s.members,
             )
             for s in scores
         ]
@@ -521,7 +524,7 @@ def test_a_poisoned_model_says_so(make: Any, log: Log, poison: float) -> None:
     version = make()
     follow(version, log.batches(100_000, upto=log.epochs[1].seq_last))
     model: Any = version.model
-    name = "run" if hasattr(model, "run") else "ask"
+    name = next(name for name in ("run", "follow", "ask") if hasattr(model, name))
     real, seen = getattr(model, name), []
 
     def poisoned(*values: Any) -> Any:

@@ -303,7 +303,7 @@ def _recipes(stream: Stream) -> Iterator[str]:
             yield f"recipes: {recipe.name!r} uses target means, but features declare no target_mean(...)"
         yield from (f"recipes: {recipe.name!r}: {mistake}" for mistake in recipe.mistakes())
         try:
-            json.dumps(recipe.params)
+            json.dumps([recipe.params, *(member.params for member in recipe.members)])
         except TypeError as error:
             yield f"recipes: {recipe.name!r} has a parameter that is not a JSON value: {error}"
 

@@ -21,7 +21,17 @@ from headrace.events import Columns, EpochRange, LabelKind, LogBatch, Recalled
 from headrace.flow.features import Encoder
 from headrace.flow.openevents import RECENT, OpenEvents, Recent
 from headrace.flow.scores import EpochDigest, ScoreSums, SliceSums
-from headrace.models.contract import Model, Sequential, Uncertain, take
+from headrace.models.contract import (
+    Combining,
+    Following,
+    MemberScore,
+    Model,
+    Sequential,
+    Turns,
+    Uncertain,
+    follow,
+    take,
+)
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import as_names
 
@@ -59,6 +69,7 @@ class EpochScore:
     unscored: int  # of them without a prediction of this version: their events came before its first seq
     event_time_first: int | None
     event_time_last: int | None
+    members: tuple[MemberScore, ...]  # of a model of several
 
 
 @dataclass
@@ -189,7 +200,8 @@ class Progressive:
             What `wants` asked for. A correction whose event the log has no more teaches nothing.
         states
             False when nobody will ask for `state` before the batch is through: its epochs are then learned in one go and
-            told apart in their scores, to the same bits.
+            told apart in their scores, to the same bits. A model of several members reports at each epoch's end, so it goes
+            from one to the next.
 
         Raises
         ------
@@ -203,8 +215,9 @@ class Progressive:
         self._old, self._old_seq = {}, np.empty(0, dtype=np.int64)
         if recalled is not None and len(recalled.seq):
             self._old, self._old_seq = self._encoder(recalled.events), recalled.seq
+        singly = states or not batch.epochs or isinstance(self.model, Combining)
         event, label = 0, 0
-        for epochs in [[epoch] for epoch in batch.epochs] if states or not batch.epochs else [batch.epochs]:
+        for epochs in [[epoch] for epoch in batch.epochs] if singly else [batch.epochs]:
             last = epochs[-1].seq_last
             event_end = int(np.searchsorted(batch.event_seq, last, side="right"))
             label_end = int(np.searchsorted(batch.label_seq, last, side="right"))
@@ -260,8 +273,8 @@ class Progressive:
         rows, row = self._rows_of(answers, late_means)
 
         order = np.argsort(np.concatenate([seqs, answers.seq]), kind="stable")
-        if isinstance(self.model, Sequential) and self._on_late != "reweight":
-            self._run(self.model, order, seqs, prepared, rows, row, answers)
+        if isinstance(self.model, Sequential | Following) and self._on_late != "reweight":
+            self._run(self.model, order, seqs, prepared, rows, row, answers, outstanding)
         else:
             self._take_turns(order, seqs, clock, prepared, take(rows, row), answers, outstanding)
         counts = ~answers.late & ~np.isnan(answers.y)
@@ -272,21 +285,38 @@ class Progressive:
 
     def _run(
         self,
-        model: Sequential,
+        model: Sequential | Following,
         order: Ints,
         seqs: Ints,
         prepared: Columns,
         rows: Columns,
         row: NDArray[np.intp],
         answers: _Answers,
+        outstanding: int,
     ) -> None:
         """Entries in order, in one call."""
         n = len(seqs)
         coded = np.where(order < n, order, n - 1 - order)
         teaches = np.concatenate([np.ones(n, dtype=np.bool_), ~np.isnan(answers.y)])
-        p = model.run(coded[teaches[order]], prepared, rows, answers.y, np.ones(len(answers.y)), answers.clock, row)
+        closed = np.searchsorted(answers.seq[~answers.late], seqs)
+        here = ~answers.late & (answers.event >= (seqs[0] if n else answers.seq))
+        kept = np.full((len(answers.y), self.model.memo_width), np.nan)
+        if self.model.memo_width:
+            earlier = ~answers.late & ~here
+            kept[earlier] = self._open.take(answers.event[earlier]).memo
+        turns = Turns(
+            order=coded[teaches[order]],
+            outstanding=outstanding + np.arange(n) - closed,
+            y=answers.y,
+            weight=np.ones(len(answers.y)),
+            clock=answers.clock,
+            asked=np.where(here, np.searchsorted(seqs, answers.event), -1),
+            memo=kept,
+            row=row,
+        )
+        p, memo = follow(model, turns, prepared, rows)
         if n:
-            self._predicted(seqs, p, np.empty((n, 0)))
+            self._predicted(seqs, p, memo)
 
     def _predicted(self, seqs: Ints, p: Floats, memo: Floats) -> None:
         """Keep what the model said of events. NaN would count as no prediction, and nobody would hear of it."""
@@ -469,6 +499,7 @@ class Progressive:
             unscored=self._unscored,
             event_time_first=first if self._sums.n else None,
             event_time_last=last if self._sums.n else None,
+            members=self.model.report() if isinstance(self.model, Combining) else (),
         )
         self._begin_epoch()
         return score

@@ -165,6 +165,9 @@ def write_metrics(
         db.run(conn, "add_epoch_metrics", params)
         for s in score.slices:
             db.run(conn, "add_slice_metrics", {"stream": stream, "version": version, "epoch": epoch.epoch, **vars(s)})
+        for member in score.members:
+            own = {**vars(member), "top_weights": list(member.top_weights)}
+            db.run(conn, "add_member_metrics", {"stream": stream, "version": version, "epoch": epoch.epoch, **own})
 
 
 def open_seqs(checkpoint: Checkpoint) -> NDArray[np.int64]:
