@@ -114,7 +114,8 @@ def test_the_map_of_the_rooms_is_complete() -> None:
 
 
 def test_the_definition_in_the_docs_loads(tmp_path: Path) -> None:
-    (code,) = blocks(page("docs/stream-definition.md"), "python")
+    code, stack = blocks(page("docs/stream-definition.md"), "python")
+    assert eval(stack, {"recipes": recipes}).mistakes() == []
     (tmp_path / "orders.py").write_text(code)
     assert load_file(tmp_path / "orders.py").name == "orders"
 

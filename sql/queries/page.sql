@@ -79,6 +79,6 @@ HAVING count(*) > 0;
 
 -- page_incidents: what is wrong now
 SELECT i.role, i.state, i.message, i.opened_at
-FROM headrace.incidents AS i
+FROM metrics.incidents AS i
 WHERE i.stream = %(stream)s AND i.closed_at IS NULL
 ORDER BY i.opened_at;

@@ -155,4 +155,4 @@ WHERE v.stream = %(stream)s ORDER BY v.number;
 SELECT role, holder, entries_behind FROM metrics.standbys WHERE stream = %(stream)s ORDER BY role, holder;
 
 -- status_incidents: what is wrong now
-SELECT role, state, message, opened_at FROM headrace.incidents WHERE stream = %(stream)s AND closed_at IS NULL ORDER BY opened_at;
+SELECT role, state, message, opened_at FROM metrics.incidents WHERE stream = %(stream)s AND closed_at IS NULL ORDER BY opened_at;

@@ -30,6 +30,10 @@ COPY (
 ) TO STDOUT (FORMAT binary);
 
 -- add_gap: changes that nobody could read, and what was brought in instead
-INSERT INTO headrace.gaps (stream, lsn_from, lsn_to, why, events, labels, corrections, quarantined, seq_first, seq_last)
-VALUES (%(stream)s, %(lsn_from)s, %(lsn_to)s, %(why)s, %(events)s, %(labels)s, %(corrections)s, %(quarantined)s, %(seq_first)s,
-    %(seq_last)s);
+INSERT INTO headrace.gaps (stream, lsn_from, lsn_to, why, events, labels, corrections, quarantined, known, forgotten,
+    refused, erased, seq_first, seq_last)
+VALUES (%(stream)s, %(lsn_from)s, %(lsn_to)s, %(why)s, %(events)s, %(labels)s, %(corrections)s, %(quarantined)s, %(known)s,
+    %(forgotten)s, %(refused)s, %(erased)s, %(seq_first)s, %(seq_last)s);
+
+-- gaps: stretches of the change stream that a resync closed
+SELECT lsn_from::text, lsn_to::text, why FROM headrace.gaps WHERE stream = %(stream)s ORDER BY gap_id;

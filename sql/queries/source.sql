@@ -59,6 +59,9 @@ SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_nam
 -- end_reader: end the walsender that reads a slot
 SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = %(slot)s AND active_pid IS NOT NULL;
 
+-- cancel_backend: end a backend's command
+SELECT pg_cancel_backend(%(pid)s);
+
 -- source_blockers: transactions that keep a slot from being created
 SELECT l.pid, a.usename, coalesce(a.state, 'state hidden'), coalesce(left(a.query, 80), '')
 FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a USING (pid)
@@ -76,3 +79,6 @@ COPY (SELECT {columns} FROM {table} WHERE {time} IS NOT NULL ORDER BY {time}, {k
 
 -- drop_slot: let go of a slot
 SELECT pg_drop_replication_slot(%(slot)s);
+
+-- backend_works: whether a backend works, which is not to wait for its client
+SELECT state = 'active' AND wait_event_type IS DISTINCT FROM 'Client' FROM pg_stat_activity WHERE pid = %(pid)s;

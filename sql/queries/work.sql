@@ -119,9 +119,9 @@ WHERE stream = %(stream)s AND version = %(version)s AND seq <= coalesce(%(until)
 SELECT epoch, seq_first, seq_last, digest, engine FROM headrace.epoch_metrics WHERE stream = %(stream)s AND version = %(version)s ORDER BY epoch;
 
 -- add_checkpoint: a version's state at a seq
-INSERT INTO headrace.checkpoints (stream, version, seq, epoch, digest, state_digest, engine, arrays, state, learned, bytes)
+INSERT INTO headrace.checkpoints (stream, version, seq, epoch, digest, state_digest, engine, arrays, state, learned, bytes, rates)
 VALUES (%(stream)s, %(version)s, %(seq)s, %(epoch)s, %(digest)s, %(state_digest)s, %(engine)s, %(arrays)s, %(state)s, %(learned)s,
-    %(bytes)s);
+    %(bytes)s, %(rates)s);
 
 -- thin_checkpoints: keep a version's newest checkpoints, one per hour of a day, one per day of 30, and its base
 WITH judged AS (
@@ -163,3 +163,7 @@ VALUES (%(stream)s, %(version)s, %(epoch)s, %(slice)s, %(value)s, %(labels)s, %(
 -- add_experiment: what a replay of a log found
 INSERT INTO headrace.experiments (stream, seq_first, seq_last, verdict, found)
 VALUES (%(stream)s, %(seq_first)s, %(seq_last)s, %(verdict)s, %(found)s);
+
+-- add_member_metrics: the same for one member of a stack, with its weight at the epoch's end
+INSERT INTO headrace.member_metrics (stream, version, epoch, member, labels, loss_sum, weight, top_weights)
+VALUES (%(stream)s, %(version)s, %(epoch)s, %(member)s, %(labels)s, %(loss_sum)s, %(weight)s, %(top_weights)s);

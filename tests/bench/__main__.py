@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("flights", "models", "window")
+NAMES = ("accuracy", "flights", "models", "rebuild", "window")
 
 
 def main() -> int:

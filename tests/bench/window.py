@@ -231,7 +231,7 @@ def _window(bench: Bench, told: Told) -> None:
     told("learner_starts_again_s", bench.wait(learner, _LEARNED, key + 1 + labels))
     told("learner_peak_after_start_mb", learner.peak / 1e6)
     learner.kill()
-    bench.run("SELECT pg_logical_emit_message(true, 'headrace.clock', '2026-06-01Z')")
+    bench.run("SELECT pg_logical_emit_message(true, 'headrace.clock', '2026-06-01T00:00:00Z')")
     told("all_time_out_s", bench.wait(intake, _LOGGED, 2 * (key + 1)))
     told("intake_peak_all_time_out_mb", intake.peak / 1e6)
     intake.kill()

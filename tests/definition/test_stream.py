@@ -17,6 +17,11 @@ from headrace.definition.load import load_file, load_folder
 from headrace.definition.stream import Stream
 from headrace.errors import DefinitionError
 
+
+def _stacked(stream: Stream, *members: recipes.Recipe) -> Stream:
+    return replace(stream, challengers=[recipes.stack(members=members)])
+
+
 MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (lambda s: replace(s, name="Big Name"), "name: found 'Big Name', expected lower-case letters"),
     (lambda s: replace(s, name="metrics"), "name: found 'metrics'"),
@@ -43,6 +48,14 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (
         lambda s: replace(s, label=replace(s.label, window=timedelta(0))),
         "label.window: found 0:00:00, expected a positive time",
+    ),
+    (
+        lambda s: replace(s, source=replace(s.source, max_ahead=timedelta(hours=6))),
+        "source.max_ahead: found 6:00:00, expected less than label.window, 6:00:00",
+    ),
+    (
+        lambda s: replace(s, source=replace(s.source, max_ahead=timedelta(-1))),
+        "source.max_ahead: found -1 day, 0:00:00, expected less than",
     ),
     (
         lambda s: replace(s, label=replace(s.label, if_missing="ignore")),  # type: ignore[arg-type]
@@ -98,6 +111,21 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
         lambda s: replace(s, champion=recipes.ftrl(alpha=0, expire_after=timedelta(-1))),
         "recipes: 'ftrl': found alpha=0, expected a positive number",
     ),
+    (lambda s: _stacked(s, recipes.ftrl()), "recipes: 'stack': found 1 member(s), expected at least two"),
+    (lambda s: _stacked(s, recipes.ftrl(), recipes.ftrl()), "recipes: 'stack': 2 members are named 'ftrl'"),
+    (lambda s: _stacked(s, recipes.ftrl(), s.champion), "recipes: 'stack': member 'river' is of kind river, expected"),
+    (
+        lambda s: _stacked(s, recipes.ftrl(), recipes.stack()),
+        "member 'stack' is of kind stack, expected ftrl, lightgbm",
+    ),
+    (lambda s: _stacked(s, recipes.lightgbm(num_leaves=7)), "member 'lightgbm' sets num_leaves, but the trees"),
+    (lambda s: _stacked(s, recipes.label_mean(labels=0)), "member 'label_mean': found labels=0, expected at least 1"),
+    (lambda s: _stacked(s, recipes.gbdt_lr(), recipes.gbdt_lr(name="b", table_bits=9)), "gbdt_lr differ in table_bits"),
+    (lambda s: _stacked(s, recipes.lightgbm(scale=object())), "'stack' has a parameter that is not a JSON value"),
+    (
+        lambda s: replace(s, challengers=[recipes.stack(members=[recipes.ftrl(), recipes.label_mean()], num_leaves=7)]),
+        "found num_leaves for trees, expected a member that has trees",
+    ),
     (lambda s: replace(s, policy=Policy(challenger_slots=1)), "policy.challenger_slots: found 1 for 3 challengers"),
     (lambda s: replace(s, policy=replace(s.policy, min_gain=2.0)), "policy.min_gain: found 2.0, expected a share"),
     (
@@ -127,6 +155,17 @@ def test_each_mistake_is_named(small: Stream, change: Callable[[Stream], Stream]
     assert small.problems() == []
     found = change(small).problems()
     assert any(said in problem for problem in found), found
+
+
+def test_a_stack_is_what_its_members_are() -> None:
+    stack = recipes.stack()
+    assert stack.bootstraps
+    assert not recipes.stack(members=[recipes.ftrl(), recipes.label_mean()]).bootstraps
+    assert stack.mistakes() == recipes.stack(members=recipes.lean_members()).mistakes() == []
+    plain = recipes.stack(target_means=False)
+    assert [member.target_means for member in plain.members] == [False] * len(stack.members)
+    other = recipes.stack(members=[*stack.members[:-1], recipes.label_mean(name=stack.members[-1].name, labels=100)])
+    assert stack.config() == recipes.stack().config() != other.config()
 
 
 def test_all_mistakes_are_listed_at_once(definitions: Path, tmp_path: Path) -> None:
@@ -233,13 +272,14 @@ HASHED: list[Callable[[Stream], Stream]] = [
     lambda s: replace(s, features=s.features[:-1]),
     lambda s: replace(s, label=replace(s.label, value=col("score") > 16)),
     lambda s: replace(s, label=replace(s.label, window=timedelta(hours=7))),
-    lambda s: replace(s, source=replace(s.source, max_ahead=timedelta(hours=7))),
+    lambda s: replace(s, source=replace(s.source, max_ahead=timedelta(hours=5))),
     lambda s: replace(s, policy=replace(s.policy, epoch_labels=51)),
 ]
 NOT_HASHED: list[Callable[[Stream], Stream]] = [
     lambda s: replace(s, challengers=[]),
     lambda s: replace(s, policy=replace(s.policy, min_gain=0.1, compare_every=timedelta(days=3))),
     lambda s: replace(s, policy=replace(s.policy, keep=timedelta(days=9), keep_bytes=10**9)),
+    lambda s: replace(s, source=replace(s.source, max_ahead=s.label.window / 4)),
 ]
 
 
@@ -271,3 +311,20 @@ def test_a_column_compares_with_constants_only(value: Any) -> None:
         _ = col("a") == value
     with pytest.raises(TypeError, match="unhashable"):
         hash(col("a"))
+
+
+@pytest.mark.parametrize(
+    ("window", "said", "bound"),
+    [
+        (timedelta(minutes=30), None, timedelta(minutes=7.5)),
+        (timedelta(days=60), None, timedelta(days=1)),
+        (timedelta(minutes=30), timedelta(minutes=20), timedelta(minutes=20)),
+        (timedelta(days=60), timedelta(days=3), timedelta(days=3)),
+    ],
+)
+def test_a_row_may_lie_ahead_by_a_part_of_the_window(
+    small: Stream, window: timedelta, said: timedelta | None, bound: timedelta
+) -> None:
+    made = replace(small, label=replace(small.label, window=window), source=replace(small.source, max_ahead=said))
+    assert made.max_ahead == bound
+    assert not [problem for problem in made.problems() if "max_ahead" in problem]

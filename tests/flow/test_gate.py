@@ -163,13 +163,13 @@ def test_window_level_kinds_are_not_the_gates_work(kind: Expectation) -> None:
 
 STREAM = Stream(
     name="visits",
-    source=Source(conn_id="c", table="public.visits", key="id", event_time="seen_at", max_ahead=timedelta(hours=2)),
+    source=Source(conn_id="c", table="public.visits", key="id", event_time="seen_at"),
     label=Label(
         table="public.outcomes",
         key="id",
         value=col("score") > 15,
         label_time="known_at",
-        window=timedelta(hours=1),
+        window=timedelta(hours=8),
         if_missing="drop",
     ),
     features=[category("kind"), number("size")],
@@ -218,7 +218,7 @@ EVENTS = [
     (
         (1, NOW + 2 * HOUR + 1, "a", 1.0),
         "not_ahead",
-        "seen_at is 2020-05-01T02:00:00.000001+00:00, expected at most 2 h after its commit",
+        "seen_at is 2020-05-01T02:00:00.000001+00:00, expected at most 2 h after its commit (source.max_ahead)",
     ),
     ((1, NOW - 10**15, "a", 1.0), None, None),
 ]

@@ -174,10 +174,12 @@ def artifacts(small: Stream, log: Log) -> Mapping[bool, bytes]:
     return made
 
 
-@pytest.fixture(params=["river", "slow", "gbdt_lr", "lightgbm", "ftrl"])
+@pytest.fixture(params=["river", "slow", "gbdt_lr", "lightgbm", "ftrl", "stack"])
 def recipe(small: Stream, request: pytest.FixtureRequest) -> Recipe:
     if request.param == "ftrl":
         return recipes.ftrl(pairs=True, admit_after=2, max_weights=60, target_means=True)
+    if request.param == "stack":
+        return recipes.stack()
     found = small.recipe(request.param)
     assert found is not None
     return found
@@ -222,6 +224,7 @@ def told(scores: list[EpochScore]) -> str:
                 s.unscored,
                 s.event_time_first,
                 s.event_time_last,
+                s.members,
             )
             for s in scores
         ]
@@ -236,7 +239,7 @@ def state_of(version: Progressive) -> str:
 
 def predictions(version: Progressive, log: Log) -> bytes:
     columns = log.columns_of(log.event_seq[:50])
-    return version.predict(columns, np.full(50, int(log.clock[-1]))).tobytes()
+    return version.predict(columns, np.full(50, int(log.clock[-1])))[0].tobytes()
 
 
 def test_batches_of_any_size_give_the_same_bits(make: Any, log: Log) -> None:
@@ -249,6 +252,11 @@ def test_batches_of_any_size_give_the_same_bits(make: Any, log: Log) -> None:
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert len(scores) == len(log.epochs)
     assert len({s.digest for s in scores}) == len(scores)
+    for size in (70, 100_000):  # without states in between, several epochs are one piece
+        version, in_one_go = make(), []
+        for batch in log.batches(size, upto=end):
+            in_one_go += version.apply(batch, log.recall(version.wants(batch)), states=False)
+        assert (told(in_one_go), predictions(version, log)) == (outcomes[0][0], outcomes[0][2])
 
 
 def test_a_restored_state_goes_on_to_the_bit(make: Any, log: Log) -> None:
@@ -339,7 +347,7 @@ def predicted(version: Progressive, log: Log) -> NDArray[np.float64]:
 def test_serving_answers_what_the_learner_scores(make: Any, log: Log) -> None:
     version, upto = make(), int(log.event_seq[300])
     follow(version, log.batches(100_000, upto=upto - 1))
-    p = version.predict(log.columns_of(np.array([upto])), log.clock[upto : upto + 1])
+    p = version.predict(log.columns_of(np.array([upto])), log.clock[upto : upto + 1])[0]
     assert predicted(version, replace_start(log, version.seq))[0] == p[0]
 
 
@@ -516,7 +524,7 @@ def test_a_poisoned_model_says_so(make: Any, log: Log, poison: float) -> None:
     version = make()
     follow(version, log.batches(100_000, upto=log.epochs[1].seq_last))
     model: Any = version.model
-    name = "run" if hasattr(model, "run") else "ask"
+    name = next(name for name in ("run", "follow", "ask") if hasattr(model, name))
     real, seen = getattr(model, name), []
 
     def poisoned(*values: Any) -> Any:

@@ -155,6 +155,23 @@ def test_weights_are_ftrl_proximal(trained: Trained, stream: Make) -> None:
             n[s] = n.get(s, 0.0) + g * g
 
 
+@pytest.mark.parametrize("offset", [True, False])
+def test_new_trees_leave_what_does_not_depend_on_them(trained: Trained, stream: Make, offset: bool) -> None:
+    X = stream(500, seed=9)[0]
+    odd = np.array([float(int(tail[1:]) % 2) for tail in X["tail"]])
+    former = GbdtLr(trained.ensemble, category_alpha=0.3, offset=offset)
+    online(former, X, odd)
+    model = GbdtLr(trained.held_out, category_alpha=0.3, offset=offset)
+    fresh = model.predict(model.prepare(X))
+    model.take_over(former)
+    p = model.predict(model.prepare(X))
+    if offset:
+        assert p.tobytes() == fresh.tobytes(), "its weights correct trees that are gone"
+    else:
+        assert np.ptp(fresh) == 0.0
+        assert log_loss(p, odd) < log_loss(fresh, odd) - 0.05
+
+
 def test_weights_of_other_trees_are_refused(trained: Trained) -> None:
     with pytest.raises(ModelError, match="load them with their own trees"):
         GbdtLr(trained.ensemble).load(*GbdtLr(trained.ensemble, table_bits=4).save())

@@ -49,7 +49,15 @@ def test_river_keeps_the_contract(build: Callable[[], Any], stream: Make) -> Non
 
 
 @pytest.mark.parametrize(
-    "recipe", [recipes.lightgbm(), recipes.gbdt_lr(), recipes.gbdt_lr(table_bits=4, leaf_alpha=0.1)]
+    "recipe",
+    [
+        recipes.lightgbm(),
+        recipes.gbdt_lr(),
+        recipes.gbdt_lr(table_bits=4, leaf_alpha=0.1),
+        recipes.gbdt_lr(offset=False, leaf_alpha=0.1),
+        recipes.label_mean(labels=8),
+        recipes.stack(),
+    ],
 )
 def test_trained_models_keep_the_contract(recipe: recipes.Recipe, trained: Trained, stream: Make) -> None:
     X, y, _, _ = stream(300, seed=1)

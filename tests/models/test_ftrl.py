@@ -118,6 +118,10 @@ def test_one_call_and_turns_give_the_same_bits(stream: Make, seed: int) -> None:
         turns = Ftrl(**options)
         turns.load(*parse(state))
     assert p.tobytes() == again.tobytes()
+    apart, row = Ftrl(**options), random.permutation(600)
+    labels_only = take(apart.prepare(X), np.argsort(row))
+    p = apart.run(order, apart.prepare(X), labels_only, y, np.ones(600), clock, row)
+    assert p.tobytes() == again.tobytes()
     assert dump(*turns.save()) == dump(*whole.save())
     assert isinstance(whole, Sequential)
 
@@ -156,9 +160,8 @@ def test_what_is_old_is_forgotten_when_it_is_due_and_not_when_room_is_made() -> 
     learn(1, DAY)
     assert model.predict(X)[0] > 0.52
     learn(1, DAY + 1)
-    bias = model._dense[0]
-    alone = 1 / (1 + np.exp(bias[0] * 0.1 / (1 + np.sqrt(bias[1]))))
-    assert model.predict(X)[0] == pytest.approx(alone, abs=1e-12), "only the bias is left"
+    bias = model._linear[2, -1]
+    assert model.predict(X)[0] == pytest.approx(1 / (1 + np.exp(-bias)), abs=1e-12), "only the bias is left"
 
 
 def test_rates_and_uncertainty_fall_as_labels_come(stream: Make) -> None:
@@ -171,11 +174,26 @@ def test_rates_and_uncertainty_fall_as_labels_come(stream: Make) -> None:
     assert (after > 0).all()
     assert after.mean() < 0.7 * before.mean()
     rates = {rate.feature: rate for rate in model.rates()}
-    assert list(rates) == ["carrier", "tail", "wind (bins)", "delay (bins)", "bias", "wind", "delay"]
+    assert list(rates) == ["carrier", "tail", "wind (bins)", "delay (bins)", "wind", "delay", "bias"]
     assert rates["carrier"].weights == 4
     assert rates["tail"].weights > 300
     assert rates["tail"].nonzero < rates["tail"].weights
     assert 0 < rates["bias"].p50 < rates["carrier"].p50 < rates["tail"].p50 <= rates["tail"].p90 <= 0.1
+
+
+def test_rates_of_a_large_table_are_those_of_a_part(stream: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y, _, _ = stream(3_000)
+    X["new"] = np.array([f"x{i % 1_500}" for i in range(3_000)], dtype=object)
+    model = Ftrl(bins=False, l1=0.3)
+    online(model, X, y)
+    whole = {rate.feature: rate for rate in model.rates()}
+    monkeypatch.setattr("headrace.models.ftrl._LOOKED_AT", len(model._table.cells) // 4)
+    part = {rate.feature: rate for rate in model.rates()}
+    assert whole["new"].weights == 1_500
+    assert part["new"] != whole["new"]
+    for name in ("weights", "nonzero", "p50", "p90"):
+        assert getattr(part["new"], name) == pytest.approx(getattr(whole["new"], name), rel=0.2)
+    assert part["wind"] == whole["wind"]
 
 
 def test_no_name_of_a_column_is_special(stream: Make) -> None:
@@ -184,7 +202,7 @@ def test_no_name_of_a_column_is_special(stream: Make) -> None:
     model = Ftrl(bins=False)
     p = online(model, renamed, y)
     np.testing.assert_allclose(p, online(Ftrl(bins=False), X, y), rtol=1e-12)
-    assert [rate.feature for rate in model.rates()] == ["carrier", "keys", "bias", "offset", "delay"]
+    assert [rate.feature for rate in model.rates()] == ["carrier", "keys", "offset", "delay", "bias"]
 
 
 def test_mistakes_are_named(stream: Make) -> None:

@@ -220,7 +220,10 @@ def test_a_resync_does_not_bring_it_back(running: Registered, conn: Any, origin:
     erased(conn, running)
     origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
     origin.add(*origin.rows(600, 10))
-    running.resync(origin)
+    done = running.resync(origin)
+    assert done.erased == 2
+    assert ", 2 whose key was erased. Rows that were inserted" in done.sentence
+    assert running.query("SELECT erased FROM metrics.gaps") == [(2,)]
     assert running.query("SELECT count(*) FROM small.events WHERE key >= 600") == [(10,)]
     assert running.query("SELECT count(*) FROM small.events WHERE key = 7") == [(0,)]
     assert running.query("SELECT count(*) FROM small.held") == [(0,)]

@@ -6,8 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -16,11 +19,14 @@ from typing import Any
 import psycopg2
 import psycopg2.extras
 import pytest
+from tests.conftest import database_of, free_slots
+from tests.torture.proxy import Direction, Proxy
 
-from headrace.batch import history
+from headrace.batch import history, resync
 from headrace.errors import LeaseError, SlotError, SourceError
 from headrace.events import micros
-from headrace.store import db, leases
+from headrace.store import db, leases, source
+from headrace.store.embedded import SOCKET_NAME
 
 START = datetime(2020, 3, 1, tzinfo=UTC)
 
@@ -90,7 +96,7 @@ def test_odd_rows_go_to_quarantine_and_the_rest_comes_in(registered: Any, origin
     assert reasons["8"].startswith("seen_at is '-043-03-15")
     assert reasons["9"].startswith("seen_at is '20000-01-01")
     assert reasons["10"] == "size is 'nan', expected a finite number"
-    assert reasons["11"].endswith("expected at most 24 h after its commit")
+    assert reasons["11"].endswith("expected at most 1.5 h after its commit (source.max_ahead)")
     assert registered.query("SELECT content ->> 'colour' FROM small.quarantine WHERE key = '12'") == [("a\tb\\c\nd",)]
     counts = registered.accounting()["history"]
     assert counts["received"] == 14 == sum(counts[n] for n in ("events", "labels", "held", "quarantined", "ignored"))
@@ -267,3 +273,84 @@ def _until(registered: Any, reached: str, process: subprocess.Popen[bytes] | Non
             assert process is None or process.poll() is None, "the import ended by itself"
             time.sleep(0.005)
     raise AssertionError(f"never came true: {reached}")
+
+
+@pytest.fixture
+def proxied(registered: Any, origin: Any) -> Iterator[Proxy]:
+    """The way to the source's server leads through a proxy."""
+    made = Proxy(f"{psycopg2.extensions.parse_dsn(origin.dsn)['host']}/{SOCKET_NAME}")
+    origin.add(*origin.rows(0, 3_000))
+    yield made
+    made.close()
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "PATIENCE", 1.2)
+    monkeypatch.setattr(resync, "PATIENCE", 1.2)
+    monkeypatch.setattr(source, "_SLOT_SECONDS", 0.6)
+
+
+@contextmanager
+def hanging(name: str, proxied: Proxy, direction: Direction) -> Iterator[None]:
+    """Before a function of `source` is called, the proxy takes what it is given and passes nothing on: nothing is seen to end."""
+    real = getattr(source, name)
+
+    def first(*arguments: Any, **options: Any) -> Any:
+        proxied.silence(direction)
+        return real(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, name, first)
+        began = time.monotonic()
+        with pytest.raises((psycopg2.OperationalError, psycopg2.DatabaseError)) as ended:
+            yield
+        assert db.state_of(ended.value) == db.AWAY
+        assert time.monotonic() - began < 10
+    proxied.heal()
+
+
+#: Functions of `source` that an import calls at its several stages: checks, slot, counts, copies.
+STAGES = ("publication_made", "system", "create_slot", "identifiers", "columns_text", "column_types")
+
+
+@pytest.mark.parametrize("direction", ["to server", "to client"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_source_that_hangs_is_left(
+    registered: Any, origin: Any, proxied: Proxy, monkeypatch: pytest.MonkeyPatch, stage: str, direction: Direction
+) -> None:
+    impatient(monkeypatch)
+    ours = replace(origin, dsn=proxied.dsn(database_of(origin.dsn)))
+    with hanging(stage, proxied, direction):
+        registered.import_history(ours)
+    assert registered.import_history(ours).events == 3_000
+
+
+def test_a_source_that_works_may_take_its_time(
+    registered: Any, origin: Any, proxied: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a lock, far longer than one waits for a word; then it sends slowly."""
+    impatient(monkeypatch)
+    began = time.monotonic()
+    with closing(psycopg2.connect(origin.dsn)) as other, other.cursor() as cursor:
+        cursor.execute("LOCK TABLE outcomes IN ACCESS EXCLUSIVE MODE")
+        release = threading.Timer(4.0, other.rollback)
+        release.start()
+        proxied.slow(0.05, 200_000)
+        assert registered.import_history(replace(origin, dsn=proxied.dsn(database_of(origin.dsn)))).events == 3_000
+        release.join()
+    assert time.monotonic() - began > 4
+
+
+def test_a_resync_leaves_a_source_that_hangs(
+    registered: Any, origin: Any, proxied: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch)
+    ours = replace(origin, dsn=proxied.dsn(database_of(origin.dsn)))
+    registered.import_history(ours)
+    origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
+    for stage in ("seam", "column_types", "create_slot", "columns_text"):
+        with hanging(stage, proxied, "to client"):
+            registered.resync(ours)
+        with closing(psycopg2.connect(origin.dsn)) as conn, conn, conn.cursor() as cursor:
+            free_slots(cursor)
+    assert registered.resync(ours).known > 5_000

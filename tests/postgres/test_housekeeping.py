@@ -169,6 +169,28 @@ def test_what_nothing_needs_goes_and_is_counted(running: Any, greedy: Stream) ->
     assert running.query("SELECT count(*) FROM metrics.label_delay") > [(0,)]
 
 
+def test_a_resync_leaves_out_what_may_have_been_dropped(running: Any, greedy: Stream, origin: Any) -> None:
+    """It cannot tell such rows from those that the log had; each is counted all the same."""
+    kept(running, greedy)
+    ((there,),) = origin.execute("SELECT (SELECT count(*) FROM visits) + (SELECT count(*) FROM outcomes)")
+    origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
+    late = (5_000, START + timedelta(minutes=3), "a", "p", 1.0)  # new, and as old as what is gone
+    origin.add([late], [])
+    done = running.resync(origin)
+    assert (done.events, done.labels, done.corrections, done.quarantined) == (0, 0, 0, 0)
+    assert done.forgotten > 1
+    counts = running.accounting()["resync"]
+    assert counts["held"] > 0, "labels that came after what is gone, of events that are"
+    assert done.known + done.forgotten + counts["held"] == there + 1
+    assert (
+        f"{done.known:,} that the log has already, {done.forgotten:,} of the time that retention dropped."
+        in done.sentence
+    )
+    assert running.query("SELECT known, forgotten FROM metrics.gaps") == [(done.known, done.forgotten)]
+    assert (counts["received"], counts["ignored"]) == (there + 1, done.known + done.forgotten)
+    sound(running)
+
+
 def test_the_policy_asks(running: Any, small: Stream, conn: Any) -> None:
     parts = plan(conn, small)
     assert not any(part.goes for part in parts)

@@ -250,3 +250,43 @@ def test_one_heartbeat_closes_many_events_in_parts(payments: Payments, monkeypat
         0
     ]
     assert (first, last) == (501, 1000), "one commit, one segment"
+
+
+def test_a_resync_accounts_for_each_row_once(payments: Payments) -> None:
+    """A row is an event and, where it has one, its label: left out or not, two things of one change."""
+    payments.import_history(payments.origin)
+    for number in range(10):
+        payments.pay(number, fraud=number % 2 == 0 if number < 6 else None)
+    payments.pay(50, amount=5_000.0, fraud=True)  # refused
+    payments.read()
+    payments.origin.execute("SELECT pg_drop_replication_slot('headrace_payments')")
+    payments.pay(10, fraud=True)
+    payments.judge(7, True, day=0.5)
+    payments.judge(0, None, day=0.5)
+    done = payments.resync(payments.origin)
+    assert (done.events, done.labels, done.corrections, done.refused) == (1, 2, 1, 2)
+    assert payments.story(0) == [("observed", 1.0, None), ("correction", None, 1.0)]
+    ((changes,),) = payments.query("SELECT changes FROM metrics.accounting WHERE origin = 'resync'")
+    assert changes == 12 + 1, "the source's rows, and the label that was taken back"
+
+
+def test_a_row_ahead_of_its_time_ends_no_wait(registered: Registered, origin: SmallSource) -> None:
+    """Six hours of label window: what lies 90 minutes ahead is accepted, a minute more is not, nor is such a heartbeat."""
+    visit = "INSERT INTO visits SELECT %s, now() + %s, 'a', 'p', 1"
+    registered.import_history(origin)
+    for number in range(5):
+        origin.execute(visit, number, -timedelta(minutes=number))
+    registered.follow(origin)
+    origin.execute(visit, 10, timedelta(minutes=89))
+    for number, ahead in enumerate((timedelta(minutes=91), timedelta(hours=7), timedelta(hours=23)), start=11):
+        origin.execute(visit, number, ahead)
+    origin.execute("SELECT pg_logical_emit_message(true, 'headrace.clock', (now() + interval '7 h')::text)")
+    origin.execute(visit, 20, timedelta(0))
+    registered.follow(origin)
+    assert registered.query("SELECT key FROM small.events ORDER BY seq") == [(n,) for n in (0, 1, 2, 3, 4, 10, 20)]
+    refused = registered.query("SELECT key, expectation, reason FROM small.quarantine ORDER BY key")
+    assert [(key, expectation) for key, expectation, _ in refused] == [(str(n), "not_ahead") for n in (11, 12, 13)]
+    assert refused[0][2].endswith("expected at most 1.5 h after its commit (source.max_ahead)")
+    assert registered.query("SELECT count(*) FROM small.labels") == [(0,)]
+    ((ahead,),) = registered.query("SELECT max(watermark) - now() FROM small.segments")
+    assert timedelta(hours=1) < ahead < timedelta(hours=1.5)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,6 +258,22 @@ def test_keys_of_every_type_in_closed_partitions(keyed: Keyed, key_type: str) ->
     done = ours.resync(theirs)
     assert (done.events, done.labels, done.corrections) == (0, 0, 4)
     assert ours.query("SELECT count(*) FROM small.held") == [(0,)]
+
+
+def test_a_key_that_comes_again_in_a_later_partition(keyed: Keyed) -> None:
+    """Taken for a new event, as docs/operations.md says; the query there finds it, and no other event."""
+    ours, theirs = keyed("integer")
+    ours.query("UPDATE headrace.streams SET partition_entries = 4")
+    ours.import_history(theirs)
+    for statement, key in ((VISIT, 1), (VISIT, 1), (VISIT, 2), (OUTCOME, 2), (VISIT, 2), (VISIT, 3), (VISIT, 1)):
+        theirs.execute(statement, key)
+        ours.follow(theirs)
+    assert ours.query("SELECT key, expectation FROM small.quarantine") == [("1", "unique(visit_id)")]
+    events = ours.query("SELECT key, seq FROM small.events ORDER BY seq")
+    assert events == [(1, 1), (2, 2), (2, 4), (3, 5), (1, 6)]
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    (query,) = (q for q in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "again_seq" in q)
+    assert [row[:3] for row in ours.query(query.replace("flights", "small"))] == [(1, 1, 6)]
 
 
 LARGE = "".join(uuid.UUID(int=i * 7919**9 % 2**128).hex for i in range(100))  # 3,200 bytes; hardly compressible

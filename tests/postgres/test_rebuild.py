@@ -166,6 +166,29 @@ def test_a_part_of_the_log_proves_nothing_about_what_came_before(past: Registere
     assert diverged(past) == 1
 
 
+def test_without_its_base_only_retirement_ends_a_divergence(past: Registered, origin: SmallSource) -> None:
+    """Where the state is shown it is said so: in SQL and in `headrace status`, which reads the same."""
+    live(past, origin, 300, ENGINE)
+    with closing(db.connect(past.dsn, role="headrace_learner", autocommit=True)) as conn:
+        db.run(conn, "open_divergence", WORDS)
+    said = "SELECT message FROM metrics.incidents WHERE state = 'diverged'"
+    assert past.query(said) == [("epoch 5 differs",)]
+    why = "retention dropped entries up to seq 64"
+    past.query("UPDATE headrace.versions SET rebuildable = false, why_not_rebuildable = %s", why)
+    message = (
+        f"epoch 5 differs; the base of small-1 is gone ({why}), so no rebuild can tell: this state ends when the version is "
+        "retired"
+    )
+    assert past.query(said) == [(message,)]
+    with closing(db.connect(past.dsn, role="headrace_reader")) as conn:
+        ((role, _, shown, _),) = db.rows(conn, "status_incidents", {"stream": "small"})
+    assert (role, shown) == ("small-1", message)
+    with closing(db.connect(past.dsn, role="headrace_steer")) as conn, db.transaction(conn):
+        assert registry.set_status(conn, "small", "small-1", "retired", was=("champion",))
+    assert past.query(said) == [("epoch 5 differs",)]
+    assert diverged(past) == 0
+
+
 def test_a_version_that_nobody_runs_is_no_incident(past: Registered) -> None:
     with closing(db.connect(past.dsn, role="headrace_learner", autocommit=True)) as conn:
         db.run(conn, "open_divergence", WORDS)

@@ -13,14 +13,18 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
+from tests.conftest import DEFINITION
 
+from headrace.cli.run import register
 from headrace.definition import expect
 from headrace.errors import BatchError, DefinitionError, LeaseError, ServerError
 from headrace.events import Engine
+from headrace.settings import from_env
 from headrace.store import db, leases, registry
 from headrace.store.registry import Decision
 
@@ -385,3 +389,33 @@ def test_roles_and_dsns_that_do_not_work_say_so(registered: Any, server: Any) ->
         ServerError, match=r"cannot take role headrace_intake on outsider@.*run `headrace migrate` as the owner"
     ):
         db.connect(dsn, role="headrace_intake")
+
+
+WEIGHTLESS = """def logistic() -> Any:
+    from river import compose, naive_bayes
+
+    return compose.SelectType(int, float) | naive_bayes.GaussianNB()
+"""
+
+
+def test_a_stream_is_registered_once_its_recipes_were_tried(platform: str, origin: Any, tmp_path: Path) -> None:
+    """The weights of `reweight` are lost on this pipeline: found before there is a log, in a process of its own."""
+    kept, _, rest = DEFINITION.partition("def logistic() -> Any:")
+    weightless = kept + WEIGHTLESS + rest[rest.index("\n\n\ndef slow()") :]
+    assert "on_late" not in weightless
+    (tmp_path / "small.py").write_text(
+        weightless.replace('if_missing="drop"', 'if_missing="negative", on_late="reweight"')
+    )
+    named = {"HEADRACE_CONN_SMALL_DB": origin.dsn, "HEADRACE_STREAMS": str(tmp_path), "HEADRACE_HOME": str(tmp_path)}
+    settings = from_env(os.environ | named)
+    with pytest.raises(DefinitionError) as refused:
+        register(settings, platform, ["small"])
+    assert str(refused.value).startswith(
+        "stream 'small' was not registered: recipe 'river': found a classifier that learns the same whatever a label weighs"
+    )
+    with closing(db.connect(platform)) as conn:
+        assert db.rows(conn, "list_streams") == []
+    (tmp_path / "small.py").write_text(weightless)
+    assert register(settings, platform, ["small"]) == ["small"]
+    with closing(db.connect(platform)) as conn:
+        assert db.rows(conn, "list_streams") == [("small",)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from tests.conftest import Registered, database_of
 
+from headrace.batch.audit import audit
 from headrace.errors import BatchError, SlotError
-from headrace.store import source
+from headrace.store import db, log, source
+from headrace.store.changes import tally
 
 
 @pytest.fixture
@@ -89,6 +92,51 @@ def test_a_platform_that_was_restored_from_a_backup(running: Any, origin: Any, d
     restored.resync(origin)
     agrees(restored, origin)
     goes_on(restored, origin)
+
+
+def test_every_row_that_was_looked_at_is_accounted_for(running: Any, origin: Any) -> None:
+    origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
+    origin.execute("INSERT INTO outcomes VALUES (900, 20, '2020-03-01 03:00+00')")  # of the visit that was refused
+    live_on(origin)
+    ((there,),) = origin.execute("SELECT (SELECT count(*) FROM visits) + (SELECT count(*) FROM outcomes)")
+    done = running.resync(origin)
+    counts = running.accounting()["resync"]
+    ((taken_back,),) = running.query("SELECT count(*) FROM small.labels WHERE kind = 'correction' AND y IS NULL")
+    assert taken_back > 5
+    assert counts["received"] == there + taken_back
+    assert counts["ignored"] == done.known + done.refused
+    assert (done.refused, done.forgotten, done.erased) == (2, 0, 0)
+    assert (
+        f"Events and labels left out: {done.known:,} that the log has already, 2 whose key the quarantine has."
+        in done.sentence
+    )
+
+
+def test_what_a_second_reader_counts_agrees_outside_of_the_gap(registered: Any, origin: Any) -> None:
+    origin.add(*origin.rows(0, 100, labelled=0.7))
+    origin.execute("SELECT pg_create_logical_replication_slot('headrace_audit', 'pgoutput')")
+    registered.import_history(origin)
+    origin.add(*origin.rows(100, 50, labelled=0.7))
+    registered.follow(origin)
+    origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
+    live_on(origin)
+    registered.resync(origin)
+    goes_on(registered, origin)
+    with closing(db.connect(registered.dsn, role="headrace_reader", autocommit=True)) as conn:
+        at = log.position(conn, "small")
+        gaps = [(first, last) for first, last, _ in db.rows(conn, "gaps", {"stream": "small"})]
+        counted = [
+            vars(tally(origin.dsn, registered.stream, "headrace_audit", at.consistent_lsn, at.lsn, but))
+            for but in (gaps, ())
+        ]
+        breaches = [[b for i in audit(conn, registered.stream, None, ledger) for b in i.breaches] for ledger in counted]
+        registered.query("UPDATE headrace.gaps SET why = 'another_source: a failover'")
+        *_, moved = audit(conn, registered.stream, None, counted[1])
+    assert counted[0]["within_gaps"]["public.visits"] == {"insert": 51}
+    assert breaches[0] == []
+    (found,) = breaches[1]
+    assert found.startswith("the ledger has ") and ", outside of gaps, the intake received " in found
+    assert moved.ok and moved.counts["compared"].startswith("not the changes: the source became another cluster")
 
 
 def test_another_cluster_after_a_failover(running: Any, origin: Any) -> None:

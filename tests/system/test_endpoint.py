@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
@@ -92,7 +93,7 @@ stream = Stream(
         expect.regex("country", "^[A-Z]{2}$"),
     ],
     champion=recipes.river(logistic, name="logistic", target_means=True),
-    challengers=[recipes.river(bayes, name="bayes")],
+    challengers=[recipes.river(bayes, name="bayes"), recipes.ftrl(bins=False)],
     policy=Policy(epoch_labels=10),
 )
 '''
@@ -549,6 +550,30 @@ def test_stops_when_its_digests_are_not_the_learners(shop: Shop) -> None:
         assert json.loads(done.stdout)["settled"] == 1
         cursor.execute(incident)
         assert cursor.fetchall() == []
+
+
+def test_says_how_unsure_it_is(shop: Shop) -> None:
+    shop.settle()
+    assert shop.ask(order(1))["uncertainty"] is None, "a river model does not say"
+    recipe = shop.stream.challengers[1]
+    with closing(db.connect(shop.dsn)) as conn, db.transaction(conn):
+        name = registry.add_version(
+            conn, shop.stream, recipe, engine(), first_seq=1, evidence_seq=1, status="catching_up"
+        )
+    wait_for(lambda: registry.version(shop.platform, "orders", name).status == "shadow", "it in shadow")
+    with closing(db.connect(shop.dsn)) as conn, db.transaction(conn):
+        decision = registry.Decision("promote", shop.health()["version"], name, "the test says so", {}, "test")
+        registry.change_champion(conn, "orders", decision)
+    wait_for(lambda: shop.health()["version"] == name, "its answers")
+    known = order(1)
+    answer, strange = shop.ask(known), shop.ask(known | {"country": "XX", "campaign": str(uuid.UUID(int=7))})
+    assert 0 < answer["uncertainty"] < strange["uncertainty"], "of what was never seen it knows less"
+    for number in range(1, 21):
+        shop.place(known | {"id": shop.number + number})
+    shop.number += 20
+    shop.label(range(shop.number - 19, shop.number + 1))
+    shop.settle()
+    assert shop.ask(known)["uncertainty"] < answer["uncertainty"], "labels of such orders have come"
 
 
 def test_ends_cleanly_on_sigterm(shop: Shop) -> None:

@@ -275,30 +275,55 @@ def distant(registered: Any, apart: Cluster, environment: dict[str, str]) -> Sma
 def test_a_source_that_restarts_while_others_write(
     registered: Any, apart: Cluster, distant: SmallSource, start: Callable[..., Worker]
 ) -> None:
-    """Its last words ask for a reply; what the reply confirms is on disk when it starts again."""
-    over, reading = threading.Event(), "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"
-
-    def others() -> None:
-        while not over.is_set():
-            with suppress(psycopg2.Error):
-                distant.execute("INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 100)")
-
-    thread = threading.Thread(target=others)
-    thread.start()
-    try:
-        up = start("up", "small")
-        for number in range(3):
-            wait_until(lambda: distant.execute(reading), 60, "it streams")
-            apart.restart()
-            distant.add(*distant.rows(50 + 10 * number, 10))
-            wait_until(lambda total=60 + 10 * number: events(registered) == total, 60, "it goes on")
-    finally:
-        over.set()
-        thread.join()
+    """It asks for a reply while others' WAL goes by that is not stored; what a reply confirms is on disk when it starts again."""
+    distant.execute("ALTER DATABASE postgres SET wal_sender_timeout = '8s'")
+    intake = start("intake", "small")
+    live = "SELECT 1 FROM headrace.worker_progress WHERE role = 'intake' AND phase = 'streaming'"
+    wait_until(lambda: registered.query(live), 60, "it streams")
+    with closing(psycopg2.connect(registered.dsn)) as first, closing(psycopg2.connect(registered.dsn)) as then:
+        hold = "SELECT FROM headrace.intake_positions FOR UPDATE"
+        first.cursor().execute(hold)
+        wait_until(lambda: waiting(registered) == 1, 20, "the intake cannot store where it is")
+        make_noise(apart.dsn("postgres"))
+        second = threading.Thread(target=then.cursor().execute, args=[hold])
+        second.start()
+        wait_until(lambda: waiting(registered) == 2, 20, "a second one is in line")
+        asked = "SELECT 1 FROM pg_stat_replication WHERE reply_time < clock_timestamp() - interval '4.2 s'"
+        wait_until(lambda: distant.execute(asked), 20, "half of its time-out is over: the source asks for a reply")
+        first.rollback()
+        second.join()
+        wait_until(lambda: waiting(registered) == 1, 20, "the intake has stored, read on, and cannot store the rest")
+        not_ahead(registered, distant)
+        apart.restart()
+        not_ahead(registered, distant)
+        then.rollback()
+    assert intake.process.wait(30) == 3
+    not_ahead(registered, distant)
+    up = start("up", "small")
+    distant.add(*distant.rows(50, 10))
+    wait_until(lambda: events(registered) == 60, 60, "it goes on")
     assert {state for _, state in states(registered, now=False)} <= {"source_away"}
     wait_until(lambda: not states(registered), 30, "all is well again")
     is_sound(registered)
     assert up.end() == 0
+
+
+def waiting(registered: Any) -> int:
+    """Backends of the platform that wait for a lock."""
+    ((count,),) = registered.query(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return int(count)
+
+
+def not_ahead(registered: Any, origin: SmallSource) -> None:
+    """The slot has confirmed nothing that is not stored."""
+    slot = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'headrace_small'"
+    ((confirmed,),), ((stored,),) = (
+        origin.execute(slot),
+        registered.query("SELECT lsn FROM headrace.intake_positions"),
+    )
+    assert source.lsn_number(confirmed) <= source.lsn_number(stored)
 
 
 @pytest.mark.parametrize("quiet", ["both", "to client"])

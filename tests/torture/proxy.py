@@ -136,6 +136,8 @@ class Proxy:
         )
         await asyncio.gather(*ways, return_exceptions=True)
         self._links.discard(link)
+        for writer in (to_client, to_server):
+            writer.close()
 
     async def _pump(
         self, link: _Link, way: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

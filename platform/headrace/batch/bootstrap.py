@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 
+from headrace.batch.walk_forward import Walk, walk_forward
 from headrace.definition.recipes import Recipe
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError
@@ -28,9 +29,10 @@ from headrace.flow.progressive import Progressive
 from headrace.flow.scores import GENESIS, log_loss
 from headrace.models.boosting import Trained
 from headrace.models.build import fresh, train
-from headrace.models.contract import Arrays, Clock, Floats, row_count, take
+from headrace.models.contract import Arrays, Clock, Floats, Model, row_count, take
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import is_category, keys_of
+from headrace.models.trial import try_recipe
 from headrace.store import checkpoints, db, log, registry
 from headrace.store.state import Live, read_on
 
@@ -205,6 +207,8 @@ def bootstrap(
     ------
     BatchError
         When the recipe is not trained offline, or the window has too little in it.
+    ModelError
+        When what was trained breaks the model contract.
     """
     if not recipe.bootstraps:
         raise BatchError(
@@ -220,9 +224,9 @@ def bootstrap(
     conn.commit()
     with log.kept_whole(conn, stream.name):
         window = collect(conn, stream, columns, recipe, cut)
-        trained, heldout = _fit(conn, stream, recipe, key, window, cut, threads)
+        trained, model, heldout = _fit(conn, stream, recipe, key, window, cut, threads)
         artifact = np.frombuffer(trained.ensemble.dump(), dtype=np.uint8)
-        model = fresh(recipe, key=key, artifact=artifact.tobytes())
+        try_recipe(stream, recipe, artifact=artifact.tobytes())
         late = stream.label.on_late
         progressive = Progressive(model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late)
         opened = log.recall(conn, stream.name, columns, window.open_seq).events
@@ -254,12 +258,9 @@ def bootstrap(
 
 def _fit(
     conn: Connection, stream: Stream, recipe: Recipe, key: bytes, window: Window, cut: int, threads: int
-) -> tuple[Trained, dict[str, Any]]:
+) -> tuple[Trained, Model, dict[str, Any]]:
     """Train on the window; score what was held out, over whole epochs, as the champion did."""
-    order = np.argsort(window.label_row, kind="stable")  # training rows in order of their events
-    rows = window.label_row[order]
-    X, y = take(window.X, rows), window.y[order]
-    trained = train(recipe, X, y, window.event_clock[rows], window.label_clock[order], threads=threads)
+    trained, rows = _train(recipe, window, cut, threads)
     first = int(window.event_seq[rows[trained.valid_from]])
     epochs = db.rows(conn, "range_epochs", {"stream": stream.name, "first": first, "last": cut})
     if not epochs:
@@ -268,17 +269,44 @@ def _fit(
         )
     # Labels from the first held-out event on: none of them was known when the first part ended.
     judged = (window.label_seq >= epochs[0][1]) & (window.label_seq <= epochs[-1][2])
-    first_part = fresh(recipe, key=key, artifact=trained.held_out.dump())
-    p = first_part.predict(first_part.prepare(take(window.X, window.label_row[judged])))
-    losses, _ = log_loss(window.y[judged], p)
-    heldout = {
+    asked = window.label_row[judged]
+    heldout = {"epoch_first": epochs[0][0], "epoch_last": epochs[-1][0]}
+    if recipe.kind == "stack":
+        model, p, half = _walk(recipe, window, cut, trained, threads)
+        p = p[asked]
+        heldout |= {"stack_seq": half + 1, "refit_seq": cut}
+    else:
+        model = fresh(recipe, key=key, artifact=trained.ensemble.dump())
+        first_part = fresh(recipe, key=key, artifact=trained.held_out.dump())
+        p = first_part.predict(first_part.prepare(take(window.X, asked)))
+    honest = ~np.isnan(p)  # a stack did not predict events from before it started, whose labels came this late
+    losses, _ = log_loss(window.y[judged][honest], p[honest])
+    heldout |= {
         "log_loss": float(losses.mean()),
-        "labels": int(judged.sum()),
-        "epoch_first": epochs[0][0],
-        "epoch_last": epochs[-1][0],
+        "labels": len(losses),
         "champion_log_loss": champion_loss(conn, stream.name, epochs[0][1], epochs[-1][2]),
     }
-    return trained, heldout
+    return trained, model, heldout
+
+
+def _train(recipe: Recipe, window: Window, upto: int, threads: int) -> tuple[Trained, NDArray[np.int64]]:
+    """Trees of the labels up to a seq, and the training rows in order of their events."""
+    known = np.flatnonzero(window.label_seq <= upto)
+    order = known[np.argsort(window.label_row[known], kind="stable")]
+    rows = window.label_row[order]
+    clocks = window.event_clock[rows], window.label_clock[order]
+    return train(recipe, take(window.X, rows), window.y[order], *clocks, threads=threads), rows
+
+
+def _walk(recipe: Recipe, window: Window, cut: int, trained: Trained, threads: int) -> tuple[Model, Floats, int]:
+    """A stack's start: the model at the window's end, its predictions on the way, and the seq after which it started."""
+    half = int(window.label_seq[len(window.label_seq) // 2])
+    waits = np.isin(window.event_seq, window.open_seq)
+    waits[window.label_row] = True
+    labels = (window.label_row, window.label_seq, window.label_clock, window.y)
+    walk = Walk(window.X, window.event_seq, waits, *labels)
+    model = walk_forward(recipe, walk, half, cut, _train(recipe, window, half, threads)[0], trained)
+    return model, walk.p, half
 
 
 def champion_loss(conn: Connection, stream: str, first: int, last: int) -> float | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -24,13 +24,14 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
-from headrace.errors import SlotError, SourceError
+from headrace.errors import SlotError
 from headrace.events import LogColumn, micros
 from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import unpack_chunk
 from headrace.flow.gate import Rows
 from headrace.flow.join import Counts, Join
 from headrace.store import db, log, source
+from headrace.store.changes import PATIENCE
 from headrace.store.leases import Lease
 from headrace.store.queries import all_queries
 
@@ -71,20 +72,30 @@ def import_history(
     ------
     SourceError
         When the publication is missing, or the slot cannot be created.
+    psycopg2.Error
+        When the source went away, or hangs.
     """
-    with closing(db.connect(dsn, application="headrace import", autocommit=True)) as origin:
-        problems = [f for f in source.check_publication(origin, stream) if not f.ok]
-        if problems:
-            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
-        made = source.publication_made(origin, stream)
+    with looking(dsn, "headrace import") as origin:
+        made = source.published(origin, stream)
         _replace_slot(conn, origin, stream)
     with tempfile.TemporaryDirectory(prefix="headrace-import-") as folder:
         with source.replication(dsn) as cursor:
-            system = source.system(cursor)
+            with db.answering(cursor.connection, PATIENCE):
+                system = source.system(cursor)
             lsn, snapshot = source.create_slot(dsn, cursor, stream.slot)
             spools, total = spool(dsn, stream, snapshot, Path(folder), progress)
         feed = source.Feed(stream.slot, system.identifier, system.timeline, made)
         return _load(conn, stream, columns, lease, spools, total, feed, lsn, progress)
+
+
+@contextmanager
+def looking(dsn: str, application: str) -> Iterator[Connection]:
+    """A connection to the source for what is answered in moments; it ends when it is not."""
+    with (
+        closing(db.connect(dsn, application=application, autocommit=True)) as origin,
+        db.answering(origin, PATIENCE),
+    ):
+        yield origin
 
 
 def _replace_slot(conn: Connection, origin: Connection, stream: Stream) -> None:
@@ -111,8 +122,12 @@ def _replace_slot(conn: Connection, origin: Connection, stream: Stream) -> None:
 
 
 def spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progress) -> tuple[list[Spool], int]:
-    """Copy both tables, as the snapshot sees them, into files in order of time and key; gives their number of rows."""
-    spools, total, needed = [], 0, source.needed_columns(stream)
+    """Copy both tables, as the snapshot sees them, into files in order of time and key; gives their number of rows.
+
+    A source that works may take its time; one that hangs is left with an error of psycopg2's.
+    """
+    copied: list[tuple[Path, dict[str, tuple[int, int]], str]] = []
+    total, needed = 0, source.needed_columns(stream)
     answers = (stream.label_key, stream.label.value.column, stream.label.label_time)
     tables = (
         (stream.source.table, "source_rows", stream.source.event_time, stream.source.key, needed[stream.source.table]),
@@ -124,7 +139,11 @@ def spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progr
             tuple(dict.fromkeys(answers)),
         ),
     )
-    with closing(db.connect(dsn, application="headrace import")) as origin, origin.cursor() as cursor:
+    with (
+        closing(db.connect(dsn, application="headrace import")) as origin,
+        origin.cursor() as cursor,
+        db.working(origin, dsn, PATIENCE, partial(_size, folder)),
+    ):
         origin.set_session(isolation_level="REPEATABLE READ", readonly=True)
         cursor.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
         for number, (table, query, time, key, columns) in enumerate(tables):
@@ -141,8 +160,12 @@ def spool(dsn: str, stream: Stream, snapshot: str, folder: Path, progress: Progr
             with path.open("wb") as file:
                 cursor.copy_expert(text, file)
             types = source.column_types(origin, table)
-            spools.append(Spool(path, {c: (i, types[c][0]) for i, c in enumerate(columns)}, time))
-    return spools, total
+            copied.append((path, {c: (i, types[c][0]) for i, c in enumerate(columns)}, time))
+    return [Spool(*one) for one in copied], total
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 class Spool:

@@ -21,7 +21,7 @@ from headrace.errors import BatchError
 from headrace.events import Engine, LogColumn
 from headrace.store import db, log, registry
 from headrace.store.registry import Version
-from headrace.store.state import Live, open_version, read_on
+from headrace.store.state import Live, open_version, read_through
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def rebuild(
     engine: Engine,
     key: bytes,
     *,
-    batch: int = 100_000,
+    batch: int = 50_000,
     since: int | None = None,
 ) -> Rebuilt:
     """Learn a version again, up to its last stored epoch.
@@ -173,12 +173,9 @@ def _learn_again(
     stored, goal = {epoch.epoch: epoch.digest for epoch in chain}, chain[-1].seq_last
     equal: set[int] = set()
     different: list[int] = []
-    while live.progressive.seq < goal:
-        _, scores = read_on(conn, stream.name, columns, live.progressive, min(live.progressive.seq + batch, goal))
-        conn.commit()
-        for score in scores:
-            if stored.get(score.epoch.epoch) == score.digest:
-                equal.add(score.epoch.epoch)
-            else:
-                different.append(score.epoch.epoch)
+    for score in read_through(conn, stream.name, columns, live.progressive, goal, batch):
+        if stored.get(score.epoch.epoch) == score.digest:
+            equal.add(score.epoch.epoch)
+        else:
+            different.append(score.epoch.epoch)
     return equal, different

@@ -3,16 +3,17 @@
 A slot was lost or dropped, the platform was restored from a backup, or the source failed over: what happened since the
 log's position is not in the WAL that can be read. A new slot exports its snapshot; what the source's tables hold then is
 compared with the log, and what the log lacks enters it: events by their key, labels where they differ, deletions of labels
-that are gone. Nothing comes twice. What was inserted and deleted within the gap is lost for good, so the gap is recorded.
-All of it is one transaction of the platform.
+that are gone. Nothing comes twice. Every row that was looked at is accounted for; one that is left out counts as ignored,
+and the result says why. What was inserted and deleted within the gap is lost for good, so the gap is recorded. All of it
+is one transaction of the platform.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
-from headrace.batch.history import Progress, Spool, Timed, append, spool, stretches
+from headrace.batch.history import Progress, Spool, Timed, append, looking, spool, stretches
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError, SourceError
 from headrace.events import LogColumn, micros
@@ -34,6 +35,7 @@ from headrace.flow.join import Counts, Join
 from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.wire import Fields
 from headrace.store import db, log, source
+from headrace.store.changes import PATIENCE
 from headrace.store.leases import Lease
 from headrace.store.log import Appender, Position
 from headrace.store.queries import all_queries
@@ -50,16 +52,28 @@ class Resynced:
     labels: int
     corrections: int
     quarantined: int
+    known: int  # events and labels left out: the log has them
+    forgotten: int  # left out: of the time that retention dropped, so that the log may have had them
+    refused: int  # left out: the quarantine has a row of their key
+    erased: int  # left out: their key was erased
     seq_first: int
     seq_last: int
 
     @property
     def sentence(self) -> str:
         """What it means."""
+        reasons = (
+            (self.known, "that the log has already"),
+            (self.forgotten, "of the time that retention dropped"),
+            (self.refused, "whose key the quarantine has"),
+            (self.erased, "whose key was erased"),
+        )
+        left = ", ".join(f"{count:,} {why}" for count, why in reasons if count)
         return (
             f"The gap from {self.lsn_from} to {self.lsn_to} is closed: {self.events:,} events, {self.labels:,} labels and "
-            f"{self.corrections:,} corrections entered the log, {self.quarantined:,} rows went to quarantine. Rows that were "
-            "inserted and deleted within the gap are lost."
+            f"{self.corrections:,} corrections entered the log, {self.quarantined:,} rows went to quarantine. "
+            + (f"Events and labels left out: {left}. " if left else "")
+            + "Rows that were inserted and deleted within the gap are lost."
         )
 
 
@@ -83,21 +97,21 @@ def resync(
         When there is no seam: the slot fits the log's position, or there is no log yet.
     SourceError
         When the publication is missing, the key changed its type, or the slot cannot be created.
+    psycopg2.Error
+        When the source went away, or hangs.
     """
     at = log.position(conn, stream.name)
     conn.commit()
     if at is None:
         raise BatchError(f"stream {stream.name!r} has no log yet: `headrace up` imports its history")
-    with closing(db.connect(dsn, application="headrace resync", autocommit=True)) as origin:
-        with source.replication(dsn) as cursor:
+    with looking(dsn, "headrace resync") as origin:
+        with source.replication(dsn) as cursor, db.answering(cursor.connection, PATIENCE):
             why = source.seam(origin, source.system(cursor), stream, at.feed, at.lsn)
         if why is None:
             raise BatchError(
                 f"slot {at.feed.slot!r} fits the log at {at.lsn}: there is nothing to resync; run `headrace up`"
             )
-        problems = [f for f in source.check_publication(origin, stream) if not f.ok]
-        if problems:
-            raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems))
+        made = source.published(origin, stream)
         for table, key in ((stream.source.table, stream.source.key), (stream.label_table, stream.label_key)):
             found, name = source.column_types(origin, table)[key]
             if not can_recast(found, columns[0].type_oid):
@@ -105,10 +119,10 @@ def resync(
                     f"{table}.{key} was {columns[0].type_name} when the log began and is {name}: the log's events cannot be "
                     "found by it; give it its old type, or start a new stream"
                 )
-        made = source.publication_made(origin, stream)
         source.drop_slot(origin, at.feed.slot)
     with tempfile.TemporaryDirectory(prefix="headrace-resync-") as folder, source.replication(dsn) as cursor:
-        system = source.system(cursor)
+        with db.answering(cursor.connection, PATIENCE):
+            system = source.system(cursor)
         lsn, snapshot = source.create_slot(dsn, cursor, at.feed.slot)
         spools, total = spool(dsn, stream, snapshot, Path(folder), progress)
         feed = source.Feed(at.feed.slot, system.identifier, system.timeline, made)
@@ -143,8 +157,23 @@ def _close(
             sums += counts
             progress("closing the gap", done, total)
         sums += _take_back(conn, appender, join, stream, columns, spools, lsn, now)
+        db.run(conn, "add_accounting", {"stream": stream.name, "origin": "resync", **asdict(known.left_out)})
         log.move(conn, stream.name, join, feed, lsn=lsn, commit_time=now, received_at=now)
-        made = Resynced(at.lsn, lsn, why, sums.events, sums.labels, sums.corrections, sums.quarantined, first, join.seq)
+        made = Resynced(
+            lsn_from=at.lsn,
+            lsn_to=lsn,
+            why=why,
+            events=sums.events,
+            labels=sums.labels,
+            corrections=sums.corrections,
+            quarantined=sums.quarantined,
+            known=sums.ignored + known.left["known"],
+            forgotten=known.left["forgotten"],
+            refused=known.left["refused"],
+            erased=known.left["erased"],
+            seq_first=first,
+            seq_last=join.seq,
+        )
         db.run(conn, "add_gap", {"stream": stream.name, **vars(made)})
         db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
         db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
@@ -152,19 +181,28 @@ def _close(
 
 
 class _Known:
-    """What the log and the quarantine have already."""
+    """What the log and the quarantine have already, and what was left out for it.
+
+    Attributes
+    ----------
+    left
+        Events and labels that were left out, by reason.
+    left_out
+        The same for the accounting.
+    """
 
     def __init__(self, conn: Connection, stream: Stream, key: LogColumn, appender: Appender, join: Join) -> None:
         self._conn, self._stream, self._key, self._appender, self._join = conn, stream, key, appender, join
         row = db.row(conn, "log_forgot", {"stream": stream.name})
         self._forgot = -(2**63) if row is None or row[0] is None else micros(row[0])
         self._erased = {sha for (sha,) in db.rows(conn, "erased_keys", {"stream": stream.name})}
+        self.left: Counter[str] = Counter()
+        self.left_out = Counts()
 
     def new_events(self, rows: Timed) -> Timed:
         """Events that neither the log nor the quarantine has; what may be of the time that retention dropped is left out."""
         key, table = self._stream.source.key, self._stream.source.table
-        logged, refused = self._logged(rows[0], key), self._refused(rows[0], key, (table,))
-        return _some(rows, np.flatnonzero(~logged & ~refused & (rows[1] > self._forgot)))
+        return self._without(rows, {"known": self._logged(rows[0], key), **self._unwanted(rows, key, (table,))})
 
     def labels_of(self, rows: Timed, new: Timed) -> Timed:
         """Labels of events that the log has or gets, and of those that it may still get."""
@@ -172,8 +210,22 @@ class _Known:
         logged = self._logged(rows[0], key)
         coming = set(_wires(new[0], stream.source.key, self._key))
         logged |= np.array([wire in coming for wire in _wires(rows[0], key, self._key)], dtype=np.bool_)
-        refused = self._refused(rows[0], key, (stream.source.table, stream.label_table))
-        return _some(rows, np.flatnonzero(logged | (~refused & (rows[1] > self._forgot))))
+        unwanted = self._unwanted(rows, key, (stream.source.table, stream.label_table))
+        made = self._without(rows, {why: ~logged & which for why, which in unwanted.items()})
+        if stream.own_row:  # their rows were looked at for the event already
+            self.left_out.doubled += len(rows[1]) - len(made[1])
+        return made
+
+    def _without(self, rows: Timed, unwanted: Mapping[str, NDArray[np.bool_]]) -> Timed:
+        """The other rows; each that is left out counts for the first reason."""
+        wanted = np.ones(len(rows[1]), dtype=np.bool_)
+        for why, which in unwanted.items():
+            self.left[why] += int(np.count_nonzero(wanted & which))
+            wanted &= ~which
+        out = int(np.count_nonzero(~wanted))
+        self.left_out.received += out
+        self.left_out.ignored += out
+        return _some(rows, np.flatnonzero(wanted))
 
     def _logged(self, rows: Rows, key: str) -> NDArray[np.bool_]:
         wires = _wires(rows, key, self._key)
@@ -181,13 +233,17 @@ class _Known:
         past = self._appender.past(self._conn, asked, self._join.remembers_from)
         return np.array([w is not None and (self._join.remembers(w) or w in past) for w in wires], dtype=np.bool_)
 
-    def _refused(self, rows: Rows, key: str, tables: Sequence[str]) -> NDArray[np.bool_]:
-        texts = rows.shown(key)
+    def _unwanted(self, rows: Timed, key: str, tables: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+        """Rows that must not enter though the log lacks them, by reason."""
+        texts = rows[0].shown(key)
         params = {"relations": list(tables), "keys": [text for text in texts if text is not None]}
         found = {text for (text,) in db.rows(self._conn, "refused_keys", params, schema=self._stream.name)}
-        if self._erased:
-            found |= {text for text in params["keys"] if sha256(text.encode()).hexdigest() in self._erased}
-        return np.array([text in found for text in texts], dtype=np.bool_)
+        gone = {text for text in params["keys"] if self._erased and sha256(text.encode()).hexdigest() in self._erased}
+        return {
+            "erased": np.array([text in gone for text in texts], dtype=np.bool_),
+            "refused": np.array([text in found for text in texts], dtype=np.bool_),
+            "forgotten": rows[1] <= self._forgot,
+        }
 
 
 def _keys(rows: Rows, name: str, key: LogColumn) -> Fields:

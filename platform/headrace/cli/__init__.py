@@ -24,6 +24,7 @@ MODEL_COMMANDS = (
     "bootstrap",
     "rebuild",
     "worth",
+    "try",
 )  # they compute what must be the same to the bit everywhere
 Command = Callable[[settings.Settings, argparse.Namespace], int]
 

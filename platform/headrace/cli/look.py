@@ -1,4 +1,4 @@
-"""Commands that look: status, check, doctor, source-sql, psql. They change nothing."""
+"""Commands that look: status, check, ledger, doctor, try, source-sql, psql. They change nothing."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def add_commands(commands: Any) -> None:
     doctor.add_argument("--stream", help="the stream; needed when several are defined")
     doctor.add_argument("--json", action="store_true", help="print the result as JSON")
     doctor.set_defaults(run=run_doctor)
+    trial = commands.add_parser(
+        "try", help="try a stream's recipes on rows that its contract allows; needs no database"
+    )
+    trial.add_argument("stream")
+    trial.set_defaults(run=run_try)
     source_sql = commands.add_parser(
         "source-sql", help="print the statements that prepare a source database, for its owner to run"
     )
@@ -240,9 +245,11 @@ def run_ledger(settings: Settings, arguments: argparse.Namespace) -> int:
     with platform(settings) as dsn:
         with closing(db.connect(dsn, role="headrace_reader", autocommit=True)) as conn:
             at = log.position(conn, stream.name)
+            gaps = [(first, last) for first, last, _ in db.rows(conn, "gaps", {"stream": stream.name})]
         if at is None:
             raise ServerError(f"stream {stream.name!r} has no log yet: there is nothing to count up to")
-        counted = tally(connection(settings, stream.source.conn_id), stream, arguments.slot, at.consistent_lsn, at.lsn)
+        origin = connection(settings, stream.source.conn_id)
+        counted = tally(origin, stream, arguments.slot, at.consistent_lsn, at.lsn, gaps)
     show_json(vars(counted))
     return 0
 
@@ -266,6 +273,19 @@ def run_doctor(settings: Settings, arguments: argparse.Namespace) -> int:
     missing = [f.what for f in findings if not f.ok]
     if missing:
         raise SourceError(f"the source is not ready for {name!r}: {', '.join(missing)}")
+    return 0
+
+
+def run_try(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`headrace try`"""
+    from headrace.models.trial import try_recipe
+
+    stream = stream_of(settings, arguments.stream)
+    for recipe in stream.recipes():
+        if recipe.bootstraps:
+            print(f"Recipe {recipe.name!r} is tried once a bootstrap has trained it.")
+        else:
+            print(try_recipe(stream, recipe))
     return 0
 
 

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -20,7 +21,7 @@ from psycopg2.extensions import connection as Connection
 from headrace.cli.common import platform, show_json, stream_of, until_signalled
 from headrace.definition.load import load_folder
 from headrace.definition.stream import Stream
-from headrace.errors import DivergedError, HeadraceError, LeaseError, ServerError, SourceError
+from headrace.errors import DefinitionError, DivergedError, HeadraceError, LeaseError, ServerError, SourceError
 from headrace.settings import Settings, connection, signing_key
 from headrace.store import db, leases, log, registry, source
 
@@ -96,7 +97,13 @@ def run_migrate(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def register(settings: Settings, dsn: str, names: list[str]) -> list[str]:
-    """Register streams that are new; gives the names of all that were asked for."""
+    """Register streams that are new, once their recipes were tried; gives the names of all that were asked for.
+
+    Raises
+    ------
+    DefinitionError
+        When a recipe breaks the model contract on rows that the stream's contract allows.
+    """
     from headrace.models.engine import engine
     from headrace.store.migrate import migrate
 
@@ -108,12 +115,25 @@ def register(settings: Settings, dsn: str, names: list[str]) -> list[str]:
         ) as origin:
             columns = source.log_columns(origin, stream)
         with closing(db.connect(dsn)) as conn, db.transaction(conn):
+            if db.row(conn, "get_stream", {"stream": stream.name}) is None:
+                _try(settings, dsn, stream)
             if registry.register(conn, stream, columns, engine()):
                 logger.info(
                     "registered stream %s: %d log columns, first champion %s-1", stream.name, len(columns), stream.name
                 )
     migrate(dsn)  # the views name every stream
     return [stream.name for stream in wanted]
+
+
+def _try(settings: Settings, dsn: str, stream: Stream) -> None:
+    """Models are built in processes of their own: this one's hash seed is not fixed, and it stays small."""
+    from headrace.live.supervisor import command, environment
+
+    argv, variables = command("try", stream.name), environment(settings, dsn)
+    done = subprocess.run(argv, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        raise DefinitionError(f"stream {stream.name!r} was not registered: {said[-1].removeprefix('headrace: ')}")
 
 
 def run_up(settings: Settings, arguments: argparse.Namespace) -> int:

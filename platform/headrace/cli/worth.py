@@ -6,22 +6,23 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from headrace.cli.common import platform, show_json, stream_of
+from headrace.definition.recipes import Recipe
 from headrace.errors import BatchError, SettingsError
 from headrace.settings import Settings
 from headrace.store import db, experiments
-from headrace.worth.advice import advise
-from headrace.worth.freshness import freshness
-from headrace.worth.past import Past, from_file, from_log
-from headrace.worth.race import race
-from headrace.worth.report import VERDICTS, Worth
+
+if TYPE_CHECKING:
+    from headrace.worth.past import Past
+    from headrace.worth.report import Worth
 
 
 def add_commands(commands: Any) -> None:
@@ -43,6 +44,8 @@ def add_commands(commands: Any) -> None:
 
 def run_worth(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace worth`"""
+    from headrace.worth.past import from_file, from_log  # here: models would slow every other command's start
+
     for path in (arguments.predictions, arguments.plot):
         if path is not None and not path.parent.is_dir():
             raise SettingsError(f"there is no folder {path.parent} for {path.name}")
@@ -80,7 +83,12 @@ def run_worth(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _replay(past: Past, own: Any) -> Worth:
+def _replay(past: Past, own: Sequence[Recipe]) -> Worth:
+    from headrace.worth.advice import advise
+    from headrace.worth.freshness import freshness
+    from headrace.worth.race import race
+    from headrace.worth.report import Worth
+
     began = time.monotonic()
 
     def told(what: str) -> None:
@@ -114,6 +122,6 @@ def _print(document: dict[str, Any]) -> None:
         curve.add_row(name, f"{point['log_loss']:.5f}", f"{point['cpu_s']:.1f}")
     console.print(curve)
     advice = document["advice"]
-    console.print(f"[bold]{VERDICTS[advice['verdict']]}[/]")
+    console.print(f"[bold]{document['advice']['says']}[/]")
     for sentence in (*advice["reasons"], *document["remarks"]):
         console.print(f"- {sentence}", highlight=False)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal
 
-Kind = Literal["river", "ftrl", "lightgbm", "gbdt_lr"]
+Kind = Literal["river", "ftrl", "lightgbm", "gbdt_lr", "label_mean", "stack"]
 
+ONLINE: dict[str, tuple[str, ...]] = {
+    "lightgbm": ("scale", "restore"),
+    "gbdt_lr": ("leaf_alpha", "category_alpha", "table_bits", "offset"),
+}
+"""Parameters of the online part of recipes with trees; what is left goes to the training of the trees."""
 
-_FTRL: dict[str, tuple[Callable[[Any], bool], str]] = {
+_Rules = dict[str, tuple[Callable[[Any], bool], str]]
+_FTRL: _Rules = {
     "alpha": (lambda v: v > 0, "a positive number"),
     "beta": (lambda v: v >= 0, "0 or more"),
     "l1": (lambda v: v >= 0, "0 or more"),
@@ -21,6 +28,13 @@ _FTRL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "expire_after": (lambda v: v is None or v > 0, "a positive time, or None"),
     "max_weights": (lambda v: v >= 1, "at least 1"),
 }
+_GBDT_LR: _Rules = {
+    "leaf_alpha": (lambda v: v > 0, "a positive number"),
+    "category_alpha": (lambda v: v > 0, "a positive number"),
+    "table_bits": (lambda v: 1 <= v <= 30, "1 to 30"),
+}
+_LABEL_MEAN: _Rules = {"labels": (lambda v: v >= 1, "at least 1")}
+_RULES: dict[str, _Rules] = {"ftrl": _FTRL, "gbdt_lr": _GBDT_LR, "label_mean": _LABEL_MEAN}
 
 
 @dataclass(frozen=True)
@@ -36,10 +50,11 @@ class Recipe:
     target_means: bool  # whether the stream's streaming target means are among its inputs
     params: dict[str, Any] = field(default_factory=dict)  # JSON values
     build: Callable[[], Any] | None = None  # river: makes a new, untrained pipeline; imports river inside
+    members: tuple[Recipe, ...] = ()  # stack: what it combines
 
     @property
     def bootstraps(self) -> bool:
-        return self.kind in ("lightgbm", "gbdt_lr")
+        return self.kind in ONLINE or any(member.bootstraps for member in self.members)
 
     def mistakes(self) -> list[str]:
         """What is wrong with its parameters, a part of a sentence each.
@@ -47,9 +62,10 @@ class Recipe:
         >>> Recipe("ftrl", "ftrl", False, {"alpha": 0.0, "l1": 1.0}).mistakes()
         ['found alpha=0.0, expected a positive number']
         """
-        rules = _FTRL if self.kind == "ftrl" else {}
+        rules = _RULES.get(self.kind, {})
         given = [(name, self.params[name], fine, says) for name, (fine, says) in rules.items() if name in self.params]
-        return [f"found {name}={value}, expected {says}" for name, value, fine, says in given if not fine(value)]
+        found = [f"found {name}={value}, expected {says}" for name, value, fine, says in given if not fine(value)]
+        return found + (list(_of_members(self)) if self.kind == "stack" else [])
 
     def config(self) -> dict[str, Any]:
         """The recipe as JSON values, the build function as a hash of its source."""
@@ -59,7 +75,29 @@ class Recipe:
             "target_means": self.target_means,
             "params": self.params,
             "build": None if self.build is None else _source_hash(self.build),
+            "members": [member.config() for member in self.members],
         }
+
+
+def _of_members(stack: Recipe) -> Iterator[str]:
+    if len(stack.members) < 2:
+        yield f"found {len(stack.members)} member(s), expected at least two"
+    for name, count in Counter(member.name for member in stack.members).items():
+        if count > 1:
+            yield f"{count} members are named {name!r}; give each a name of its own with name=..."
+    if stack.params and not stack.bootstraps:
+        yield f"found {', '.join(stack.params)} for trees, expected a member that has trees: lightgbm or gbdt_lr"
+    if len({member.params.get("table_bits") for member in stack.members if member.kind == "gbdt_lr"}) > 1:
+        yield "members of kind gbdt_lr differ in table_bits, expected the same for all: they share their columns"
+    for member in stack.members:
+        if member.kind in ("river", "stack"):
+            yield f"member {member.name!r} is of kind {member.kind}, expected ftrl, lightgbm, gbdt_lr or label_mean"
+        if member.kind in ONLINE and (trees := [name for name in member.params if name not in ONLINE[member.kind]]):
+            yield (
+                f"member {member.name!r} sets {', '.join(trees)}, but the trees are trained once for all members; "
+                "give it to stack(...)"
+            )
+        yield from (f"member {member.name!r}: {mistake}" for mistake in member.mistakes())
 
 
 def _source_hash(function: Callable[[], Any]) -> str:
@@ -104,7 +142,8 @@ def ftrl(
     expire_after
         Stream time without a label after which a weight is forgotten; None for never.
     max_weights
-        Weights at most, 64 bytes each, up to twice that when it is no power of two; then those without a label for longest go.
+        Weights of categories at most, 80 bytes each, up to twice that when it is no power of two; then those without a label
+        for longest go.
     """
     expires = None if expire_after is None else expire_after // timedelta(microseconds=1)
     own = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2, "bins": bins, "pairs": pairs, "admit_after": admit_after}
@@ -119,3 +158,51 @@ def lightgbm(*, name: str = "lightgbm", target_means: bool = True, **params: Any
 def gbdt_lr(*, name: str = "gbdt_lr", target_means: bool = True, **params: Any) -> Recipe:
     """Leaves of boosted trees as features of a logistic regression that learns online (He et al. 2014)."""
     return Recipe("gbdt_lr", name, target_means, params)
+
+
+def label_mean(*, name: str = "label_mean", labels: float = 200) -> Recipe:
+    """How often the last `labels` labels were positive, whatever the features say: a member for stacks."""
+    return Recipe("label_mean", name, False, {"labels": labels})
+
+
+def stack(
+    *, name: str = "stack", target_means: bool = True, members: Sequence[Recipe] | None = None, **params: Any
+) -> Recipe:
+    """Several models combined online, each weighed by what its predictions were worth lately.
+
+    Parameters
+    ----------
+    target_means
+        Whether all members read the stream's target means; what a member's own recipe says about it does not count.
+    members
+        Recipes of kinds ftrl, lightgbm, gbdt_lr and label_mean; `default_members` when not given.
+    params
+        For LightGBM: the trees are trained once for all members that have trees.
+    """
+    chosen = default_members(target_means=target_means) if members is None else members
+    return Recipe(
+        "stack", name, target_means, params, members=tuple(replace(m, target_means=target_means) for m in chosen)
+    )
+
+
+def lean_members(*, target_means: bool = True) -> tuple[Recipe, ...]:
+    """Six of `default_members`: without the pairs of categories, which cost the most, and the quicker mean."""
+    return tuple(m for m in default_members(target_means=target_means) if m.name not in ("pairs", "label_mean_8"))
+
+
+def default_members(*, target_means: bool = True) -> tuple[Recipe, ...]:
+    """The members of a stack unless it names its own.
+
+    Beside target means, which move on their own, linear models do best at smaller learning rates.
+    """
+    slower = 10 if target_means else 1
+    return (
+        lightgbm(),
+        ftrl(name="ftrl_slow", alpha=0.1 / slower),
+        ftrl(name="ftrl_quick", alpha=1.0 / slower),
+        ftrl(name="pairs", alpha=0.01, pairs=True),
+        gbdt_lr(name="leaves", leaf_alpha=0.03 / slower, category_alpha=0.03 / slower, offset=False),
+        gbdt_lr(name="on_trees", leaf_alpha=0.03 / slower, category_alpha=0.03 / slower),
+        label_mean(name="label_mean_8", labels=8),
+        label_mean(name="label_mean_200", labels=200),
+    )

@@ -30,6 +30,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _RESERVED_STREAMS = ("headrace", "metrics", "public", "information_schema", "airflow")
 
 
+_FARTHEST_AHEAD = timedelta(days=1)
 _LEAST_SLOT = 64 * 2**20  # bytes: four WAL segments
 
 
@@ -41,7 +42,9 @@ class Source:
     table: str  # schema.table
     key: str  # primary key of an event
     event_time: str  # timestamptz: when the prediction is needed
-    max_ahead: timedelta = timedelta(hours=24)  # a row whose time lies further beyond its commit is quarantined
+    max_ahead: timedelta | None = (
+        None  # a row whose time lies further beyond its commit is quarantined, see Stream.max_ahead
+    )
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,17 @@ class Stream:
         """The label table's column that names the event."""
         return self.label.key or self.source.key
 
+    @property
+    def max_ahead(self) -> timedelta:
+        """How far a row's time may lie beyond its commit: a day, but no more than a quarter of the label window, unless said.
+
+        A row that is accepted moves the stream's clock to its time. It takes as much from the wait of every open event, so
+        one row of a clock that is wrong must never end all of them.
+        """
+        return (
+            self.source.max_ahead if self.source.max_ahead is not None else min(_FARTHEST_AHEAD, self.label.window / 4)
+        )
+
     def columns(self) -> tuple[str, ...]:
         """Source columns that the log keeps beside key and event time, in order of first mention."""
         fixed = (self.source.key, self.source.event_time)
@@ -144,7 +158,7 @@ class Stream:
         seconds = timedelta.total_seconds
         return {
             "name": self.name,
-            "source": {**vars(self.source), "max_ahead": seconds(self.source.max_ahead)},
+            "source": {**vars(self.source), "max_ahead": seconds(self.max_ahead)},
             "label": {**vars(self.label), "value": str(self.label.value), "window": seconds(self.label.window)},
             "features": [[f.kind, *f.columns] for f in self.features],
             "contract": [e.name for e in self.contract],
@@ -197,6 +211,11 @@ def _label(stream: Stream) -> Iterator[str]:
         yield f"label.value: found {label.value}, expected a number beside {label.value.operator}"
     if label.window <= timedelta(0):
         yield f"label.window: found {label.window}, expected a positive time"
+    elif not timedelta(0) <= stream.max_ahead < label.window:
+        yield (
+            f"source.max_ahead: found {stream.max_ahead}, expected less than label.window, {label.window}: one row that lies "
+            "so far ahead would end the wait of every open event; leave it out for a quarter of the window, or wait longer"
+        )
     if label.if_missing not in ("negative", "drop"):
         yield f"label.if_missing: found {label.if_missing!r}, expected 'negative' or 'drop'"
     if not label.label_time:
@@ -284,7 +303,7 @@ def _recipes(stream: Stream) -> Iterator[str]:
             yield f"recipes: {recipe.name!r} uses target means, but features declare no target_mean(...)"
         yield from (f"recipes: {recipe.name!r}: {mistake}" for mistake in recipe.mistakes())
         try:
-            json.dumps(recipe.params)
+            json.dumps([recipe.params, *(member.params for member in recipe.members)])
         except TypeError as error:
             yield f"recipes: {recipe.name!r} has a parameter that is not a JSON value: {error}"
 

@@ -14,6 +14,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -191,7 +192,11 @@ class Gate:
         if rule >= len(self.rules):
             time = self._times[rule - len(self.rules)]
             found, hours = content[time], self._max_ahead / 3.6e9
-            return "not_ahead", found, f"{time} is {found}, expected at most {hours:g} h after its commit"
+            return (
+                "not_ahead",
+                found,
+                f"{time} is {found}, expected at most {hours:g} h after its commit (source.max_ahead)",
+            )
         broken = self.rules[rule]
         found = content[broken.column]
         shown = "NULL" if found is None else repr(found) if len(found) <= 80 else f"{found[:80]!r}..."
@@ -213,7 +218,7 @@ def event_gate(stream: Stream) -> Gate:
     if stream.own_row:
         rules += _label_rules(stream)
         times.append(stream.label.label_time)
-    return Gate(rules, times, _max_ahead(stream))
+    return Gate(rules, times, stream.max_ahead // timedelta(microseconds=1))
 
 
 def label_gate(stream: Stream) -> Gate:
@@ -221,7 +226,7 @@ def label_gate(stream: Stream) -> Gate:
     rules = [_not_null(stream.label_key)]
     if not stream.own_row:
         rules.append(_not_null(stream.label.label_time))
-    return Gate(rules + _label_rules(stream), [stream.label.label_time], _max_ahead(stream))
+    return Gate(rules + _label_rules(stream), [stream.label.label_time], stream.max_ahead // timedelta(microseconds=1))
 
 
 def update_gate(stream: Stream) -> Gate:
@@ -229,12 +234,8 @@ def update_gate(stream: Stream) -> Gate:
     rules = [_not_null(stream.source.key)]
     rules += [_unchanged(c) for e in stream.contract if e.kind == "immutable" for c in e.columns]
     if not stream.own_row:
-        return Gate(rules, [], _max_ahead(stream))
-    return Gate(rules + _label_rules(stream), [stream.label.label_time], _max_ahead(stream))
-
-
-def _max_ahead(stream: Stream) -> int:
-    return int(stream.source.max_ahead.total_seconds() * 1e6)
+        return Gate(rules, [], stream.max_ahead // timedelta(microseconds=1))
+    return Gate(rules + _label_rules(stream), [stream.label.label_time], stream.max_ahead // timedelta(microseconds=1))
 
 
 def _label_rules(stream: Stream) -> list[Rule]:

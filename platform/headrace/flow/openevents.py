@@ -8,7 +8,7 @@ log, so only the newest ones stay in memory. How the log is cut into batches doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,11 @@ class _Grown:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._arrays[name][: self.size]
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Of the columns."""
+        return self._arrays.keys()
 
     def extend(self, columns: Columns) -> None:
         """More rows; every call has the same columns."""
@@ -197,13 +202,18 @@ class OpenEvents:
 
     def _find(self, seqs: Ints) -> list[tuple[Mapping[str, NDArray[Any]], NDArray[np.intp], NDArray[np.intp]]]:
         """(columns of a page, which of the seqs, their rows in it), for those that are in a page."""
+        if not len(seqs):
+            return []
         number = np.searchsorted(self._firsts, seqs, side="right") - 1
         if self._tail.size:
             number[seqs >= self._tail["seq"][0]] = len(self._pages)
         found = []
-        for at in np.unique(number[number >= 0]).tolist():
+        first, last = int(number.min()), int(number.max())
+        for at in [last] if first == last else np.unique(number).tolist():
+            if at < 0:
+                continue
             page: Any = self._tail if at == len(self._pages) else self._pages[at].readable()
-            index = np.flatnonzero(number == at)
+            index = np.arange(len(seqs)) if first == last else np.flatnonzero(number == at)
             rows = np.searchsorted(page["seq"], seqs[index])
             there = rows < len(page["seq"])
             index, rows = index[there], rows[there]
@@ -246,12 +256,18 @@ class Recent:
         """The next events; every call has the same columns."""
         self._rows.extend({"": seqs, **columns})
 
+    def columns(self) -> Columns:
+        """The columns of all; they are what is kept, not copies, and valid until the next `add`."""
+        return {name: self._rows[name] for name in self._rows.names if name}
+
+    def where(self, seqs: Ints) -> NDArray[np.intp]:
+        """Rows of some events, which must be here."""
+        return np.searchsorted(self._rows[""], seqs)
+
     def take(self, seqs: Ints) -> Arrays:
-        """The columns of some events, which must be here."""
-        rows = np.searchsorted(self._rows[""], seqs)
-        taken = self._rows.take(rows)
-        del taken[""]
-        return taken
+        """Copies of the columns of some events, which must be here."""
+        rows = self.where(seqs)
+        return {name: values[rows] for name, values in self.columns().items()}
 
     def trim(self, keep: int) -> None:
         """Forget all but the newest, when there are twice as many."""

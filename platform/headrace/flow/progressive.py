@@ -20,8 +20,18 @@ from headrace.errors import ModelError
 from headrace.events import Columns, EpochRange, LabelKind, LogBatch, Recalled
 from headrace.flow.features import Encoder
 from headrace.flow.openevents import RECENT, OpenEvents, Recent
-from headrace.flow.scores import EpochDigest, ScoreSums
-from headrace.models.contract import Model, Sequential, take
+from headrace.flow.scores import EpochDigest, ScoreSums, SliceSums
+from headrace.models.contract import (
+    Combining,
+    Following,
+    MemberScore,
+    Model,
+    Sequential,
+    Turns,
+    Uncertain,
+    follow,
+    take,
+)
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import as_names
 
@@ -59,6 +69,7 @@ class EpochScore:
     unscored: int  # of them without a prediction of this version: their events came before its first seq
     event_time_first: int | None
     event_time_last: int | None
+    members: tuple[MemberScore, ...]  # of a model of several
 
 
 @dataclass
@@ -79,6 +90,17 @@ class _Answers:
     def closing(self) -> Ints:
         """The events that these labels close."""
         return self.event[~self.late]
+
+
+@dataclass
+class _Answered:
+    """Labels of a part of a batch that count, and what was predicted at their events, NaN for nothing."""
+
+    seq: Ints
+    y: Floats
+    p: Floats
+    event_time: Ints
+    slices: Columns  # by name, values of the slices
 
 
 class Progressive:
@@ -132,6 +154,11 @@ class Progressive:
         self._old_seq = np.empty(0, dtype=np.int64)
 
     @property
+    def log_columns(self) -> set[str]:
+        """Names of the log's columns that `LogBatch.events` must have."""
+        return {"event_time", *self._encoder.log_columns}
+
+    @property
     def outstanding(self) -> int:
         """Events that wait for their label."""
         return self._open.count
@@ -164,13 +191,17 @@ class Progressive:
         corrects &= ~np.isnan(batch.y) & (batch.y != batch.y_before)
         return corrects
 
-    def apply(self, batch: LogBatch, recalled: Recalled | None = None) -> Iterator[EpochScore]:
+    def apply(self, batch: LogBatch, recalled: Recalled | None = None, *, states: bool = True) -> Iterator[EpochScore]:
         """Go through the next entries; yields at each epoch's end, when `state` may be asked for.
 
         Parameters
         ----------
         recalled
             What `wants` asked for. A correction whose event the log has no more teaches nothing.
+        states
+            False when nobody will ask for `state` before the batch is through: its epochs are then learned in one go and
+            told apart in their scores, to the same bits. A model of several members reports at each epoch's end, so it goes
+            from one to the next.
 
         Raises
         ------
@@ -184,32 +215,47 @@ class Progressive:
         self._old, self._old_seq = {}, np.empty(0, dtype=np.int64)
         if recalled is not None and len(recalled.seq):
             self._old, self._old_seq = self._encoder(recalled.events), recalled.seq
+        singly = states or not batch.epochs or isinstance(self.model, Combining)
         event, label = 0, 0
-        for epoch in batch.epochs:
-            event_end = int(np.searchsorted(batch.event_seq, epoch.seq_last, side="right"))
-            label_end = int(np.searchsorted(batch.label_seq, epoch.seq_last, side="right"))
-            self._pass(batch, slice(event, event_end), slice(label, label_end))
-            event, label, self.seq = event_end, label_end, epoch.seq_last
-            self._open.seal(self.seq)
-            yield self._end_epoch(epoch)
-        self._pass(batch, slice(event, None), slice(label, None))
+        for epochs in [[epoch] for epoch in batch.epochs] if singly else [batch.epochs]:
+            last = epochs[-1].seq_last
+            event_end = int(np.searchsorted(batch.event_seq, last, side="right"))
+            label_end = int(np.searchsorted(batch.label_seq, last, side="right"))
+            answered = self._pass(batch, slice(event, event_end), slice(label, label_end))
+            event, label, self.seq = event_end, label_end, last
+            self._open.seal(last)
+            begin = 0
+            for epoch in epochs:
+                end = int(np.searchsorted(answered.seq, epoch.seq_last, side="right"))
+                self._score(answered, slice(begin, end))
+                begin = end
+                yield self._end_epoch(epoch)
+        self._score(self._pass(batch, slice(event, None), slice(label, None)), slice(None))
         self.seq = batch.seq_last
         self._open.turn(self.seq)
 
-    def predict(self, log: Columns, clock: Ints) -> Floats:
-        """Probabilities for n rows of log columns as `apply` would give them next; nothing changes."""
+    def predict(self, log: Columns, clock: Ints) -> tuple[Floats, Floats | None]:
+        """Say of n rows of log columns what `apply` would predict next; nothing changes.
+
+        Returns
+        -------
+        (p, uncertainty)
+            float64[n] probabilities; float64[n] as `headrace.models.contract.Uncertain` has it, None for models without.
+        """
         X = self._encoder(log)
         if self.means is not None:
             X |= self.means.peek(self.means.keys_of(X), clock)
-        return self.model.predict(self.model.prepare(X))
+        prepared = self.model.prepare(X)
+        p = self.model.predict(prepared)
+        return p, self.model.uncertainty(prepared) if isinstance(self.model, Uncertain) else None
 
     def restart_chain(self, digest: bytes) -> None:
         """Start a new chain of digests; at an epoch's end."""
         self.digest = digest
         self._begin_epoch()
 
-    def _pass(self, batch: LogBatch, events: slice, labels: slice) -> None:
-        """Entries of one part of a batch, in order."""
+    def _pass(self, batch: LogBatch, events: slice, labels: slice) -> _Answered:
+        """Entries of one part of a batch, in order; gives what is to be scored."""
         seqs, clock = batch.event_seq[events], batch.clock_events[events]
         X = self._encoder({name: values[events] for name, values in batch.events.items()})
         kept = self._kept(X)
@@ -224,26 +270,53 @@ class Progressive:
         self._features.add(seqs, prepared)
         outstanding = self._open.count
         self._open.add(seqs, batch.event_time[events], stood)
-        rows = self._rows_of(answers, late_means)
+        rows, row = self._rows_of(answers, late_means)
 
         order = np.argsort(np.concatenate([seqs, answers.seq]), kind="stable")
-        if isinstance(self.model, Sequential) and self._on_late != "reweight":
-            self._run(self.model, order, seqs, prepared, rows, answers)
+        if isinstance(self.model, Sequential | Following) and self._on_late != "reweight":
+            self._run(self.model, order, seqs, prepared, rows, row, answers, outstanding)
         else:
-            self._take_turns(order, seqs, clock, prepared, rows, answers, outstanding)
-        self._score(answers, keys)
+            self._take_turns(order, seqs, clock, prepared, take(rows, row), answers, outstanding)
+        counts = ~answers.late & ~np.isnan(answers.y)
+        said = self._open.take(answers.event[counts])
         self._open.close(answers.closing)
+        values = {name: keys[name][counts] for name in self._slices}
+        return _Answered(answers.seq[counts], answers.y[counts], said.p, said.event_time, values)
 
     def _run(
-        self, model: Sequential, order: Ints, seqs: Ints, prepared: Columns, rows: Columns, answers: _Answers
+        self,
+        model: Sequential | Following,
+        order: Ints,
+        seqs: Ints,
+        prepared: Columns,
+        rows: Columns,
+        row: NDArray[np.intp],
+        answers: _Answers,
+        outstanding: int,
     ) -> None:
         """Entries in order, in one call."""
         n = len(seqs)
         coded = np.where(order < n, order, n - 1 - order)
         teaches = np.concatenate([np.ones(n, dtype=np.bool_), ~np.isnan(answers.y)])
-        p = model.run(coded[teaches[order]], prepared, rows, answers.y, np.ones(len(answers.y)), answers.clock)
+        closed = np.searchsorted(answers.seq[~answers.late], seqs)
+        here = ~answers.late & (answers.event >= (seqs[0] if n else answers.seq))
+        kept = np.full((len(answers.y), self.model.memo_width), np.nan)
+        if self.model.memo_width:
+            earlier = ~answers.late & ~here
+            kept[earlier] = self._open.take(answers.event[earlier]).memo
+        turns = Turns(
+            order=coded[teaches[order]],
+            outstanding=outstanding + np.arange(n) - closed,
+            y=answers.y,
+            weight=np.ones(len(answers.y)),
+            clock=answers.clock,
+            asked=np.where(here, np.searchsorted(seqs, answers.event), -1),
+            memo=kept,
+            row=row,
+        )
+        p, memo = follow(model, turns, prepared, rows)
         if n:
-            self._predicted(seqs, p, np.empty((n, 0)))
+            self._predicted(seqs, p, memo)
 
     def _predicted(self, seqs: Ints, p: Floats, memo: Floats) -> None:
         """Keep what the model said of events. NaN would count as no prediction, and nobody would hear of it."""
@@ -281,9 +354,9 @@ class Progressive:
     def _answers(self, batch: LogBatch, labels: slice, event_seq: Ints) -> _Answers:
         """Which labels are learned or release an event here."""
         events, late = batch.label_event[labels], self._teaches(batch)[labels]
-        late &= np.isin(events, self._old_seq)
+        late &= _among(events, self._old_seq)
         closing = batch.label_kind[labels] != LabelKind.CORRECTION
-        known = np.isin(events, event_seq)
+        known = _among(events, event_seq)
         known[~known] = self._open.waits(events[~known])
         if (strange := closing & ~known & (events >= self._first_seq)).any():
             raise ModelError(
@@ -319,12 +392,12 @@ class Progressive:
         rows = self._old_rows(answers.event[~kept])
         return _merged(keys, kept, self._kept(take(self._old, rows)))
 
-    def _rows_of(self, answers: _Answers, late_means: Floats | None) -> Columns:
-        """Prepared rows of the events that labels answer."""
+    def _rows_of(self, answers: _Answers, late_means: Floats | None) -> tuple[Columns, NDArray[np.intp]]:
+        """Prepared rows, and which of them are those of the events that labels answer."""
         kept = ~answers.late & (answers.event >= self._features.first)
-        rows = self._features.take(answers.event[kept])
         if kept.all():
-            return rows
+            return self._features.columns(), self._features.where(answers.event)
+        rows = self._features.take(answers.event[kept])
         X = take(self._old, self._old_rows(answers.event[~kept]))
         if self.means is not None:
             assert late_means is not None  # read together
@@ -332,7 +405,7 @@ class Progressive:
             means[late] = late_means
             means[~late & ~kept] = self._open.take(answers.event[~late & ~kept]).means
             X |= _named(self.means, means[~kept])
-        return _merged(rows, kept, self.model.prepare(X))
+        return _merged(rows, kept, self.model.prepare(X)), np.arange(len(kept))
 
     def _old_rows(self, events: Ints) -> NDArray[np.intp]:
         rows = np.searchsorted(self._old_seq, events)
@@ -389,31 +462,24 @@ class Progressive:
             if len(run):
                 self.model.learn(take(rows, run), y[run], memo[run], weight[run], clock[run])
 
-    def _score(self, answers: _Answers, keys: Columns) -> None:
+    def _score(self, answered: _Answered, part: slice) -> None:
         """Observed labels, and time-outs that mean negative, against what was predicted at their events."""
-        counts = ~answers.late & ~np.isnan(answers.y)
-        kept = self._open.take(answers.event[counts])
-        scored = ~np.isnan(kept.p)
-        self._learned += int(np.count_nonzero(counts))
+        scored = ~np.isnan(answered.p[part])
+        self._learned += len(scored)
         self._unscored += int(np.count_nonzero(~scored))
         if not scored.any():
             return
-        y, p = answers.y[counts][scored], kept.p[scored]
+        y, p = answered.y[part][scored], answered.p[part][scored]
         losses = self._sums.add(y, p)
-        self._epoch_digest.update(answers.seq[counts][scored], y, p)
-        times = kept.event_time[scored]
+        self._epoch_digest.update(answered.seq[part][scored], y, p)
+        times = answered.event_time[part][scored]
         self._times = (min(int(times.min()), self._times[0]), max(int(times.max()), self._times[1]))
-        for name in self._slices:
-            values = keys[name][counts][scored].tolist()
-            for value, *row in zip(values, y.tolist(), losses.tolist(), p.tolist(), strict=True):
-                sums = self._slice_sums.setdefault((name, value if value is not None else ""), [0, 0.0, 0.0, 0.0])
-                sums[0] += 1
-                for i in range(3):
-                    sums[i + 1] += row[i]
+        for name, sums in self._slice_sums.items():
+            sums.add(answered.slices[name][part][scored].tolist(), y, losses, p)
 
     def _begin_epoch(self) -> None:
         self._sums, self._epoch_digest = ScoreSums(), EpochDigest(self.digest)
-        self._slice_sums: dict[tuple[str, str], list[float]] = {}
+        self._slice_sums = {name: SliceSums() for name in self._slices}
         self._learned = self._unscored = 0
         self._times = (2**63 - 1, -(2**63))
 
@@ -425,13 +491,15 @@ class Progressive:
             sums=self._sums,
             slices=tuple(
                 SliceScore(name, value, int(n), int(positives), loss, p)
-                for (name, value), (n, positives, loss, p) in sorted(self._slice_sums.items())
+                for name, sums in sorted(self._slice_sums.items())
+                for value, (n, positives, loss, p) in sums.rows()
             ),
             digest=self.digest,
             learned=self._learned,
             unscored=self._unscored,
             event_time_first=first if self._sums.n else None,
             event_time_last=last if self._sums.n else None,
+            members=self.model.report() if isinstance(self.model, Combining) else (),
         )
         self._begin_epoch()
         return score
@@ -503,6 +571,14 @@ def _bounds(is_label: Mask) -> list[int]:
     if not len(is_label):
         return []
     return np.flatnonzero(np.diff(is_label, prepend=~is_label[:1], append=~is_label[-1:])).tolist()
+
+
+def _among(seqs: Ints, known: Ints) -> Mask:
+    """Which seqs are among those, which are in order."""
+    if not len(known):
+        return np.zeros(len(seqs), dtype=np.bool_)
+    found: Mask = known[np.minimum(np.searchsorted(known, seqs), len(known) - 1)] == seqs
+    return found
 
 
 def _named(means: TargetMeans, values: Floats) -> Columns:

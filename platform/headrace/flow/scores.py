@@ -15,7 +15,7 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,19 @@ def _score_rows(y: LabelArray, p: FloatArray, losses: FloatArray, sums: FloatArr
 
 # Called, not decorated: numba is untyped, and this keeps the signature for the type checker.
 _score: Callable[[LabelArray, FloatArray, FloatArray, FloatArray, IntArray], int] = njit(cache=True)(_score_rows)
+
+
+def _add_rows_by_place(at: IntArray, y: FloatArray, losses: FloatArray, p: FloatArray, sums: FloatArray) -> None:
+    for i in range(len(at)):
+        sums[at[i], 0] += 1.0
+        sums[at[i], 1] += y[i]
+        sums[at[i], 2] += losses[i]
+        sums[at[i], 3] += p[i]
+
+
+_add_by_place: Callable[[IntArray, FloatArray, FloatArray, FloatArray, FloatArray], None] = njit(cache=True)(
+    _add_rows_by_place
+)
 
 
 def log_loss(y: ArrayLike, p: ArrayLike) -> tuple[FloatArray, int]:
@@ -181,6 +194,34 @@ class ScoreSums:
         _, n, n_pos, clips, loss_sum, loss_sq_sum, brier_sum, p_sum = _HEADER.unpack_from(data)
         histograms = unpack_histograms(data[_HEADER.size :])
         return cls(n, n_pos, clips, loss_sum, loss_sq_sum, brier_sum, p_sum, histograms)
+
+
+class SliceSums:
+    """Sums of each value of one slice, added one row after the other.
+
+    Examples
+    --------
+    >>> sums = SliceSums()
+    >>> sums.add(["JFK", None, "JFK"], np.ones(3), np.array([0.1, 0.2, 0.3]), np.array([0.9, 0.8, 0.7]))
+    >>> [(value, *(round(number, 1) for number in row)) for value, row in sums.rows()]
+    [('', 1.0, 1.0, 0.2, 0.8), ('JFK', 2.0, 2.0, 0.4, 1.6)]
+    """
+
+    def __init__(self) -> None:
+        self._place: dict[str, int] = {}
+        self._sums = np.zeros((16, 4))  # labels, positives, losses, probabilities
+
+    def add(self, values: Sequence[str | None], y: FloatArray, losses: FloatArray, p: FloatArray) -> None:
+        """Add rows in log order; a missing value is the empty one."""
+        place = self._place
+        at = np.array([place.setdefault(value or "", len(place)) for value in values], dtype=np.int64)
+        while len(place) > len(self._sums):
+            self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
+        _add_by_place(at, y, losses, p, self._sums)
+
+    def rows(self) -> list[tuple[str, list[float]]]:
+        """Values in order, with labels, positives, sum of losses and sum of probabilities of each."""
+        return [(value, self._sums[at].tolist()) for value, at in sorted(self._place.items())]
 
 
 def normalised_entropy(loss_sum: float, n: int, n_pos: int) -> float:

@@ -1,10 +1,10 @@
 """Fields of Postgres's binary wire formats as columns, without copying.
 
 The base that `pgoutput` (the change stream) and `copybinary` (COPY) share: `Cells` says where in a buffer each field
-of a block of rows lies, `Fields` is one of its columns, and over them work `hash_column` (a 64-bit hash of each field
-that stays the same for ever) and `distinct` (equal fields get equal codes). Guarantees: nothing is copied and every
-position stored in a `Cells` made by this package lies inside its buffer. It does not know types: `pgtypes` turns fields
-into values. Kernels are exactly sequential, release the GIL, and check bounds themselves, since numba does not.
+of a block of rows lies, `Fields` is one of its columns, and `distinct` gives equal fields equal codes. Guarantees:
+nothing is copied and every position stored in a `Cells` made by this package lies inside its buffer. It does not know
+types: `pgtypes` turns fields into values. Kernels are exactly sequential, release the GIL, and check bounds themselves,
+since numba does not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DecodeError
-from headrace.models.text import NULL, hash_bytes, kernel, number_distinct
+from headrace.models.text import kernel, number_distinct
 
 UNCHANGED = -2  # length of a field the server left out: a TOASTed value that the UPDATE did not touch
 ABSENT = -3  # length of a field whose row the message does not carry, such as the new row of a DELETE
@@ -162,42 +162,6 @@ def without_value(fields: Fields, row: int) -> DecodeError:
     )
 
 
-@kernel
-def _hash_fields(buffer: Any, start: Any, length: Any, out: Any) -> int:
-    for row in range(length.size):
-        if length[row] >= 0:
-            out[row] = hash_bytes(buffer, start[row], np.int64(length[row]))
-        elif length[row] == NULL:
-            out[row] = 0
-        else:
-            return row
-    return -1
-
-
-def hash_column(cells: Cells, column: int) -> NDArray[np.uint64]:
-    """A 64-bit hash of each field's bytes, the same on every machine and for ever.
-
-    `headrace.models.text.hash_bytes` says how. NULL hashes to 0, and nothing else does. It is not keyed, so not safe
-    against chosen collisions: compare the fields themselves on a hit. It sees wire bytes: int4 1 and int8 1 differ, and so
-    do text and binary format.
-
-    Returns
-    -------
-    uint64[rows]
-
-    Raises
-    ------
-    DecodeError
-        A field is not in the message: an unchanged TOASTed value, or a row it does not carry.
-    """
-    fields = cells.column(column)
-    out = np.empty(cells.rows, dtype=np.uint64)
-    bad = _hash_fields(fields.buffer, fields.start, fields.length, out)
-    if bad >= 0:
-        raise without_value(fields, bad)
-    return out
-
-
 def distinct(fields: Fields) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Number the different fields of a column in order of first appearance; compares bytes, not hashes alone.
 
@@ -211,7 +175,7 @@ def distinct(fields: Fields) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     Raises
     ------
     DecodeError
-        As `hash_column`.
+        A field is not in the message: an unchanged TOASTed value, or a row it does not carry.
     """
     codes = np.empty(fields.length.size, dtype=np.int32)
     first, bad = number_distinct(fields.buffer, fields.start, fields.length, codes)

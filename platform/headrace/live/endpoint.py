@@ -155,7 +155,8 @@ def _page(stream: str, reader: RowReader) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>headrace: {name}</title>'
         '<body style="font-family: sans-serif; max-width: 50em; margin: 2em auto">'
         f"<h1>{name}</h1><p>Send an event's row as JSON; a field that is left out is NULL. The answer is its "
-        "probability, the version that gave it, the log position (seq) of the weights and their age in seconds.</p>"
+        "probability, how far one more label may move it in logits (null for models that do not say), the version that gave "
+        "it, the log position (seq) of the weights and their age in seconds.</p>"
         f'<pre style="white-space: pre-wrap">{html.escape(call)}</pre><table>{rows}</table>'
         '<p><a href="/health">health</a>, <a href="/openapi.json">OpenAPI</a></p></body></html>'
     )

@@ -51,6 +51,7 @@ class Answer:
     """What an event gets."""
 
     probability: float  # of a positive label
+    uncertainty: float | None  # in logits, how far one more label may move it; None where the model does not say
     version: str
     seq: int  # the log position at which the weights stand
     age_seconds: float  # see `Following.age`
@@ -93,12 +94,12 @@ class Following:
         """The version at work; only the thread that follows the log may touch it."""
         return self._live.progressive
 
-    def predict(self, row: EventRow) -> tuple[float, int]:
-        """(probability, seq): what the learner gives this event if its commit is the log's next one, alone."""
+    def predict(self, row: EventRow) -> tuple[float, float | None, int]:
+        """(probability, uncertainty, seq): what the learner gives this event if its commit is the log's next one, alone."""
         with self._lock:
             clock = np.array([max(self._watermark, row.event_time)], dtype=np.int64)
-            p = self._live.progressive.predict(row.columns, clock)
-            return float(p[0]), self.seq
+            p, unsure = self._live.progressive.predict(row.columns, clock)
+            return float(p[0]), None if unsure is None else float(unsure[0]), self.seq
 
     def age(self, now: datetime) -> float:
         """How many seconds the weights are behind what the platform has received.
@@ -146,8 +147,8 @@ class Follower:
         serving = self._serving  # once: another thread may replace it
         if serving is None:
             return None
-        p, seq = serving.predict(row)
-        return Answer(p, serving.version, seq, serving.age(datetime.now(UTC)), self.stream)
+        p, unsure, seq = serving.predict(row)
+        return Answer(p, unsure, serving.version, seq, serving.age(datetime.now(UTC)), self.stream)
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Follow until `stop` says so; connects again whenever the database was away.

@@ -114,9 +114,7 @@ def clocks(messages: Messages, stream: Stream) -> np.ndarray[tuple[int], np.dtyp
             commit = int(messages.transaction[message.index])
             try:
                 told = micros(datetime.fromisoformat(message.content.decode()))
-                latest = int(messages.transactions.commit_time[commit]) + stream.source.max_ahead // timedelta(
-                    microseconds=1
-                )
+                latest = int(messages.transactions.commit_time[commit]) + stream.max_ahead // timedelta(microseconds=1)
                 if told > latest:
                     raise ValueError(f"later than {moment(latest).isoformat()}")
                 carried[commit] = max(carried[commit], told)

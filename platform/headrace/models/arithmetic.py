@@ -23,7 +23,7 @@ _ATANH = np.array([2.0 / (2 * k + 1) for k in range(12)])
 _POWERS = np.ldexp(1.0, np.arange(-1022, 1024))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", forceinline=True)
 def exp(x: float) -> float:
     """Return e to the x; 0 below -708, infinite above 709.7.
 
@@ -46,7 +46,7 @@ def exp(x: float) -> float:
     return float(total * _POWERS[int(k) + 1022])
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", forceinline=True)
 def exp2(x: float) -> float:
     """Return 2 to the x; 0 below -1022.5, infinite from 1024 on.
 
@@ -65,7 +65,7 @@ def exp2(x: float) -> float:
     return float(exp((x - k) * 0.6931471805599453) * _POWERS[int(k) + 1022])
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", forceinline=True)
 def log(x: float) -> float:
     """Return the natural logarithm of a normal positive number.
 
@@ -92,7 +92,7 @@ def log(x: float) -> float:
     return float(k * LN2_HIGH + (k * LN2_LOW + s * total))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", forceinline=True)
 def sigmoid(x: float) -> float:
     """Return 1 / (1 + e^-x) without overflow.
 
@@ -105,7 +105,7 @@ def sigmoid(x: float) -> float:
     return e / (1.0 + e)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", forceinline=True)
 def logit(p: float) -> float:
     """Return log(p / (1 - p)) for p in (0, 1).
 

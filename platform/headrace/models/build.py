@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.definition.recipes import Recipe
+from headrace.definition.recipes import ONLINE, Recipe
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.contract import Floats, Model
 
 if TYPE_CHECKING:
-    from headrace.models.boosting import Trained
-
-_OWN = {"gbdt_lr": ("leaf_alpha", "category_alpha", "table_bits"), "lightgbm": ("scale", "restore")}
-"""Parameters of the online part; what is left goes to the training of the trees."""
+    from headrace.models.boosting import Ensemble, Trained
+    from headrace.models.gbdt_lr import GbdtLr
+    from headrace.models.lightgbm import LightGbmModel
+    from headrace.models.stack import Stack
 
 
 def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None) -> Model:
@@ -50,13 +50,26 @@ def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None) -> Model
         from headrace.models.ftrl import Ftrl
 
         return Ftrl(**recipe.params)
+    if recipe.kind == "label_mean":
+        from headrace.models.label_mean import LabelMean
+
+        return LabelMean(**recipe.params)
+    if recipe.kind == "stack":
+        return stack(recipe, None if artifact is None else _ensemble(artifact))
     if artifact is None:
         raise ModelError(
             f"found no trained trees for recipe {recipe.name!r} ({recipe.kind}), expected a bootstrap's artifact"
         )
+    return _with_trees(recipe, _ensemble(artifact))
+
+
+def _ensemble(artifact: bytes) -> Ensemble:
     from headrace.models.boosting import Ensemble
 
-    ensemble = Ensemble.parse(artifact)
+    return Ensemble.parse(artifact)
+
+
+def _with_trees(recipe: Recipe, ensemble: Ensemble) -> LightGbmModel | GbdtLr:
     if recipe.kind == "lightgbm":
         from headrace.models.lightgbm import LightGbmModel
 
@@ -64,6 +77,31 @@ def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None) -> Model
     from headrace.models.gbdt_lr import GbdtLr
 
     return GbdtLr(ensemble, **_own(recipe))
+
+
+def stack(recipe: Recipe, ensemble: Ensemble | None) -> Stack:
+    """Return a stack that has learned nothing; its members with trees are absent as long as there are none."""
+    from headrace.models.stack import Member, Stack
+
+    # Who prepares the leaves prepares the trees' score as well, so it is a gbdt_lr that prepares for all with trees.
+    preparers: dict[tuple[str, bool], str] = {}
+    for member in sorted(recipe.members, key=lambda member: member.kind == "lightgbm"):
+        preparers.setdefault(_reads(member), member.name)
+    members = [Member(m.name, _member(m, ensemble), preparers[_reads(m)]) for m in recipe.members]
+    if all(member.model is None for member in members):
+        raise ModelError(f"found no trained trees for {recipe.name!r}, whose members all have some")
+    return Stack(members, 0.0 if ensemble is None else ensemble.outstanding)
+
+
+def _member(recipe: Recipe, ensemble: Ensemble | None) -> Model | None:
+    if recipe.kind not in ONLINE:
+        return fresh(recipe, key=b"")
+    return None if ensemble is None else _with_trees(recipe, ensemble)
+
+
+def _reads(member: Recipe) -> tuple[str, bool]:
+    """What the prepared columns of a member depend on: members with equal ones share them."""
+    return "trees" if member.kind in ONLINE else member.kind, member.params.get("pairs", False)
 
 
 def train(
@@ -85,4 +123,4 @@ def train(
 
 
 def _own(recipe: Recipe) -> dict[str, Any]:
-    return {name: recipe.params[name] for name in _OWN.get(recipe.kind, ()) if name in recipe.params}
+    return {name: recipe.params[name] for name in ONLINE.get(recipe.kind, ()) if name in recipe.params}

@@ -1,8 +1,8 @@
 """The model contract as code: what a model promises, tried on it.
 
 `check_model` runs a model over a short log with delayed labels, cut in several ways, saved and restored on the way,
-with missing and unknown values in it, and raises at the first promise that does not hold. It runs on every recipe
-before it may follow a log, and in the tests. It says nothing about how well the model predicts.
+with missing and unknown values in it, and raises at the first promise that does not hold. `headrace.models.trial` runs
+it on every recipe before a version of it may follow a log. It says nothing about how well the model predicts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ Run = tuple[bool, NDArray[np.intp]]
 """Neighbouring log entries of one kind: whether they are labels, and their events' rows."""
 
 
-def check_model(factory: Callable[[], Model], X: Columns, y: Floats, *, seed: int = 0) -> None:
+def check_model(
+    factory: Callable[[], Model],
+    X: Columns,
+    y: Floats,
+    *,
+    seed: int = 0,
+    weighted: bool = False,
+    beyond: bool = True,
+) -> None:
     """Raise unless models from `factory` keep the contract on these rows.
 
     Parameters
@@ -36,47 +44,55 @@ def check_model(factory: Callable[[], Model], X: Columns, y: Floats, *, seed: in
         float64[n], 0 or 1; both must occur.
     seed
         Draws the order of events and labels.
+    weighted
+        Whether labels get weights other than 1.
+    beyond
+        Whether rows are added in which everything is missing, or unknown, or large.
 
     Raises
     ------
     ModelError
         A promise of `headrace.models.contract.Model` is broken; the message says which.
     """
-    X, y = _harder(X, y)
+    if len(y) < 50 or len(np.unique(y)) != 2:
+        raise ModelError(
+            f"found {len(y)} rows of {len(np.unique(y))} class(es) to check a model on, expected 50 of both"
+        )
+    if beyond:
+        X, y = _harder(X, y)
+    weight = np.where(np.arange(len(y)) % 2 == 0, 0.75, 1.5) if weighted else np.ones(len(y))
     model = factory()
     name = type(model).__name__
     _check_prepare(name, model, X)
 
     log = list(_log(len(y), np.random.default_rng(seed)))
-    whole = _follow(name, model, X, y, log, _memos(model, y))
+    whole = _follow(name, model, X, y, weight, log, _memos(model, y))
     for size in (1, 7):
         again = factory()
-        pieces = _follow(name, again, X, y, list(_cut(log, size)), _memos(again, y))
+        pieces = _follow(name, again, X, y, weight, list(_cut(log, size)), _memos(again, y))
         _expect(_same(pieces, whole), name, f"batches of {size} predict differently")
         _expect(_same(_probe(again, X), _probe(model, X)), name, f"batches of {size} end in another state")
 
     half = len(log) // 2
     first, second = factory(), factory()
     memos = _memos(first, y)
-    _follow(name, first, X, y, log[:half], memos)
+    _follow(name, first, X, y, weight, log[:half], memos)
     saved = first.save()
     state = dump(*saved)
     memos_second = memos.copy()
-    tail = _follow(name, first, X, y, log[half:], memos)
+    tail = _follow(name, first, X, y, weight, log[half:], memos)
     _expect(dump(*saved) == state, name, "learning changed a state that was saved before")
     second.load(*parse(state))
     _expect(
-        _same(_follow(name, second, X, y, log[half:], memos_second), tail), name, "a restored state goes on differently"
+        _same(_follow(name, second, X, y, weight, log[half:], memos_second), tail),
+        name,
+        "a restored state goes on differently",
     )
     _expect(_same(_probe(second, X), _probe(first, X)), name, "a restored state ends in another state")
 
 
 def _harder(X: Columns, y: Floats) -> tuple[dict[str, NDArray[Any]], Floats]:
     """Add rows in which everything is missing, or unknown, or large."""
-    if len(y) < 50 or len(np.unique(y)) != 2:
-        raise ModelError(
-            f"found {len(y)} rows of {len(np.unique(y))} class(es) to check a model on, expected 50 of both"
-        )
     hard: dict[str, NDArray[Any]] = {}
     for name, values in X.items():
         new = [None, "never seen before", ""] if values.dtype == object else [np.nan, 1e6, -1e6]
@@ -110,7 +126,7 @@ def _memos(model: Model, y: Floats) -> Floats:
     return np.full((len(y), model.memo_width + 1), np.nan)
 
 
-def _follow(name: str, model: Model, X: Columns, y: Floats, log: list[Run], memos: Floats) -> Floats:
+def _follow(name: str, model: Model, X: Columns, y: Floats, weight: Floats, log: list[Run], memos: Floats) -> Floats:
     """Run a model over a log and return its predictions in order; `memos` keeps what open events wait with."""
     outstanding = int(np.count_nonzero(memos[:, -1] == 1.0))
     predictions: list[Floats] = []
@@ -119,7 +135,7 @@ def _follow(name: str, model: Model, X: Columns, y: Floats, log: list[Run], memo
         prepared = model.prepare(raw)
         clock = np.full(len(rows), 1_000_000 * step, dtype=np.int64)
         if is_label:
-            model.learn(prepared, y[rows], memos[rows, :-1], np.ones(len(rows)), clock)
+            model.learn(prepared, y[rows], memos[rows, :-1], weight[rows], clock)
             memos[rows, -1] = 0.0
             outstanding -= len(rows)
             continue

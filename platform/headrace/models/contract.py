@@ -13,6 +13,7 @@ returns may hold any arrays of n rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -103,24 +104,142 @@ class Sequential(Protocol):
     """A model without a memo that can follow a whole range of the log in one call, to the bits that turns would give."""
 
     def run(
-        self, order: NDArray[np.int64], events: Columns, labels: Columns, y: Floats, weight: Floats, clock: Clock
+        self,
+        order: NDArray[np.int64],
+        events: Columns,
+        labels: Columns,
+        y: Floats,
+        weight: Floats,
+        clock: Clock,
+        row: NDArray[np.intp] | None = None,
     ) -> Floats:
         """Predict events and learn labels in their order, as `ask` and `learn` would one after the other.
 
         Parameters
         ----------
         order
-            int64[entries]: r for row r of `events`, -1 - r for row r of `labels`.
+            int64[entries]: i for row i of `events`, -1 - i for label i.
         events, labels
             Prepared rows.
         y, weight, clock
             Of the labels.
+        row
+            intp[labels], each label's row of `labels`; None for the i-th one of label i. It spares their copies.
 
         Returns
         -------
         float64[events]
             Probabilities, each with the weights of its turn.
         """
+        ...
+
+
+@runtime_checkable
+class Uncertain(Protocol):
+    """A model that says how little it knows of a row."""
+
+    def uncertainty(self, X: Columns) -> Floats:
+        """Return float64[n] for n prepared rows, in logits: how far one more label may move the prediction; changes nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Effective learning rates of one feature's weights: how far a gradient of one moves them. They fall as labels come."""
+
+    feature: str
+    weights: int
+    nonzero: int
+    p50: float
+    p90: float
+
+
+@runtime_checkable
+class Rated(Protocol):
+    """A model whose learning rates depend on what it has seen."""
+
+    def rates(self) -> list[Rates]:
+        """Return those of each feature that has weights, in time that does not grow with the model; changes nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A range of the log for a model that follows it in one call.
+
+    Attributes
+    ----------
+    order
+        int64[entries]: r for row r of the events, -1 - r for row r of the labels.
+    outstanding
+        int64[events]: events without a label when each entered.
+    y, weight, clock
+        Of the labels.
+    asked
+        int64[labels]: the row of the label's event when it is one of these, else -1.
+    memo
+        float64[labels, memo_width]: what was kept of events that came before these; NaN where nothing was.
+    row
+        intp[labels]: the row of each label's event among the labels' prepared rows.
+    """
+
+    order: NDArray[np.int64]
+    outstanding: NDArray[np.int64]
+    y: Floats
+    weight: Floats
+    clock: Clock
+    asked: NDArray[np.int64]
+    memo: Floats
+    row: NDArray[np.intp]
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A model that can follow a whole range of the log in one call, memo and all, to the bits that turns would give."""
+
+    memo_width: int
+
+    def follow(self, turns: Turns, events: Columns, labels: Columns) -> tuple[Floats, Floats]:
+        """Predict events and learn labels in their order, as `ask` and `learn` would one after the other.
+
+        Parameters
+        ----------
+        events, labels
+            Prepared rows.
+
+        Returns
+        -------
+        (p, memo)
+            float64[events], float64[events, memo_width], each with the weights of its turn.
+        """
+        ...
+
+
+def follow(model: Sequential | Following, turns: Turns, events: Columns, labels: Columns) -> tuple[Floats, Floats]:
+    """Follow a range of the log in one call, whichever way the model does it; see `Following.follow`."""
+    if isinstance(model, Sequential):
+        p = model.run(turns.order, events, labels, turns.y, turns.weight, turns.clock, turns.row)
+        return p, np.empty((len(p), 0))
+    return model.follow(turns, events, labels)
+
+
+@dataclass(frozen=True)
+class MemberScore:
+    """What one member did, and counted, within a model of several."""
+
+    member: str
+    labels: int  # that it had predicted
+    loss_sum: float  # their log losses, of its predictions as the model took them
+    weight: float  # of its logit now
+    top_weights: tuple[float, ...]  # of the model's own combinations now: the same for all members
+
+
+@runtime_checkable
+class Combining(Protocol):
+    """A model of several members."""
+
+    def report(self) -> tuple[MemberScore, ...]:
+        """What each member did since the last report; the next one begins at nothing."""
         ...
 
 

@@ -8,8 +8,8 @@ range of the log gives the same bits however it is cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,34 +19,26 @@ from headrace.definition.recipes import Recipe
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.arithmetic import sigmoid
-from headrace.models.contract import Arrays, Clock, Floats, row_count, take
-from headrace.models.table import LAST, OWN, Table, find, insert, must_grow
+from headrace.models.contract import Arrays, Clock, Floats, Rates, row_count, take
+from headrace.models.table import KEY, LAST, OWN, Table, find, insert, must_grow
 from headrace.models.text import is_category, kernel, keys_of, mix64, seed_of
 
-_Z, _N = OWN, OWN + 1
+_Z, _ROOT, _W = 0, 1, 2  # of a weight: z, the square root of n, and what it is; in the table after `OWN`
 _GROUP_BITS = np.uint64(56)  # a key's high byte is its feature's number: rates are reported by feature
 _MAX_GROUPS = 250
-_COUNT, _MEAN, _SQUARES, _PER_SPREAD, _CENTRE, _BIN = 0, 1, 2, 3, 4, 5  # of `_scale`
+_COUNT, _MEAN, _SQUARES, _PER_SPREAD, _CENTRE, _BIN = 0, 1, 2, 3, 4, 5  # rows of `_scale`
 _CLIP = 8.0  # standard deviations: one absurd number must not wreck a weight
 _BINS = 4.0  # to a standard deviation
-_OUTER = 20.0  # the last bin, in bins from the middle
+_OUTER = 20  # the last bin, in bins from the middle
+_PLACES = 2 * _OUTER + 2  # of each number: its bins, and its being missing
 _FIRST_BINS = 64.0  # labels after which numbers have bins; they are fitted again whenever that number doubles
 _SAW, _AT, _NOW = 0, 1, 2  # of `_state`: sightings, the cell that ages next, the last label's clock
 _AGING = 8  # sightings after which one cell of the sketch is halved
 _SKETCH = 1 << 20
+_LOOKED_AT = 1 << 18  # rows of the table, for `rates`
 _NEVER = -(2**63)
+_LANES = 8  # what a vector register holds: rows are laid out in multiples of it
 _NONE, _NO_CLOCK = np.empty(0), np.empty(0, dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Effective learning rates of one feature, alpha / (beta + sqrt(n)): they fall as its values are seen."""
-
-    feature: str
-    weights: int
-    nonzero: int
-    p50: float
-    p90: float
 
 
 class Ftrl:
@@ -60,7 +52,7 @@ class Ftrl:
     alpha, beta, l1, l2
         As above. The best alpha differs tenfold between streams.
     bins
-        Whether numbers also have a weight for each quarter of a standard deviation.
+        Whether numbers also have a weight for each quarter of a standard deviation, and one for being missing.
     pairs
         Whether every pair of categories is a category as well.
     admit_after
@@ -68,7 +60,8 @@ class Ftrl:
     expire_after
         Microseconds without a label after which a weight is forgotten; None for never.
     max_weights
-        Weights at most, 64 bytes each, up to twice that when it is no power of two; then those without a label for longest go.
+        Weights of categories at most, 80 bytes each, up to twice that when it is no power of two; then those without a label
+        for longest go.
 
     Examples
     --------
@@ -101,7 +94,7 @@ class Ftrl:
             raise ModelError(f"FTRL: {'; '.join(mistakes)}")
         self._params = np.array([1.0 / alpha, beta, l1, l2, float(bins), float(admit_after), float(expire_after or 0)])
         self._pairs = pairs
-        self._table = Table(2, max_weights)
+        self._table = Table(3, max_weights)
         self._sketch = np.zeros((2, _SKETCH if admit_after > 1 else 1), dtype=np.uint8)
         self._state = np.zeros(3, dtype=np.int64)
         self._layout: _Layout | None = None
@@ -127,15 +120,17 @@ class Ftrl:
         y: Floats,
         weight: Floats,
         clock: Clock,
+        row: NDArray[np.intp] | None = None,
     ) -> Floats:
         """Predict events and learn labels, in their order; see `headrace.models.contract.Sequential`."""
         p, at = np.empty(len(events["keys"])), 0
+        row = np.arange(len(y)) if row is None else row
         while True:
             table = self._table
             at = _run(
-                at, order, events["keys"], events["numbers"], labels["keys"], labels["numbers"], y, weight, clock,
-                table.cells, table.floats, table.state, self._sketch, self._state, self._dense, self._scale,
-                self._number_seeds, self._params, p,
+                at, order, events["keys"], events["numbers"], labels["keys"], labels["numbers"], row, y, weight, clock,
+                table.cells, table.floats, table.state, self._sketch, self._state, self._laid, self._bins, self._scale,
+                self._params, p,
             )  # fmt: skip
             if at == len(order):
                 return p
@@ -162,38 +157,38 @@ class Ftrl:
         out = np.empty(len(X["keys"]))
         table = self._table
         _uncertainty(
-            X["keys"], X["numbers"], table.cells, table.floats, self._dense, self._scale, self._number_seeds, self._params,
-            out,
-        )  # fmt: skip
+            X["keys"], X["numbers"], table.cells, table.floats, self._laid, self._bins, self._scale, self._params, out
+        )
         return out
 
     def rates(self) -> list[Rates]:
-        """Effective learning rates of each feature that has weights."""
+        """Effective learning rates of each feature that has weights, alpha / (beta + sqrt(n)).
+
+        Of a large table it looks at the first rows: keys are hashes, so they are a fair sample.
+        """
         if self._layout is None:
             return []
-        used = self._table.used()
-        group = (self._table.cells[used, 0] >> _GROUP_BITS).astype(np.int64)
-        z, n = self._table.floats[used, _Z], self._table.floats[used, _N]
-        made = []
-        for number, feature in enumerate(self._layout.names(), start=1):
-            mine = group == number
-            if mine.any():
-                made.append(self._rates_of(feature, z[mine], n[mine]))
-        for row, feature in enumerate(("bias", *self._layout.numbers)):
-            made.append(self._rates_of(feature, self._dense[row : row + 1, 0], self._dense[row : row + 1, 1]))
-        return made
+        cells, share = self._table.cells[:_LOOKED_AT], min(1.0, _LOOKED_AT / len(self._table.cells))
+        used = np.flatnonzero(cells[:, KEY])
+        group = (cells[used, KEY] >> _GROUP_BITS).astype(np.int64)
+        weights, linear = self._table.floats[used, OWN:], self._linear.T
+        parts = [(name, weights[group == number], share) for number, name in enumerate(self._layout.names(), start=1)]
+        bins = zip(self._layout.numbers, self._bins.reshape(len(self._layout.numbers), -1, 3), strict=True)
+        parts += [(f"{name} (bins)", own[own[:, _ROOT] > 0.0], 1.0) for name, own in bins]
+        parts += [(name, linear[at : at + 1], 1.0) for at, name in enumerate((*self._layout.numbers, "bias"))]
+        return [self._rates_of(name, own, looked_at) for name, own, looked_at in parts if len(own)]
 
-    def _rates_of(self, feature: str, z: Floats, n: Floats) -> Rates:
-        rates = 1.0 / (self._params[0] * (self._params[1] + np.sqrt(n)))
-        p50, p90 = np.quantile(rates, (0.5, 0.9)).tolist()
-        return Rates(feature, len(z), int(np.count_nonzero(np.abs(z) > self._params[2])), p50, p90)
+    def _rates_of(self, feature: str, weights: Floats, share: float) -> Rates:
+        p50, p90 = np.quantile(1.0 / (self._params[0] * (self._params[1] + weights[:, _ROOT])), (0.5, 0.9)).tolist()
+        nonzero = np.count_nonzero(weights[:, _W])
+        return Rates(feature, round(len(weights) / share), round(nonzero / share), p50, p90)
 
     def save(self) -> tuple[Arrays, dict[str, Any]]:
         """Return the weights and what the numbers are scaled by."""
         if self._layout is None:
             return {}, {}
         arrays, table = self._table.save("weights")
-        arrays |= {"dense": self._dense.copy(), "scale": self._scale.copy(), "state": self._state.copy()}
+        arrays |= {name: getattr(self, f"_{name}").copy() for name in ("linear", "bins", "scale", "state")}
         if self._sketch.shape[1] > 1:
             arrays["sketch"] = self._sketch.copy()
         return arrays, {"columns": [list(self._layout.categories), list(self._layout.numbers)], "table": table}
@@ -211,7 +206,8 @@ class Ftrl:
         categories, numbers = meta["columns"]
         self._lay_out(_Layout(tuple(categories), tuple(numbers), self._pairs))
         self._table.load("weights", arrays, meta["table"])
-        self._dense, self._scale, self._state = (arrays[name].copy() for name in ("dense", "scale", "state"))
+        self._linear[:] = arrays["linear"]
+        self._bins, self._scale, self._state = (arrays[name].copy() for name in ("bins", "scale", "state"))
         if "sketch" in arrays:
             self._sketch = arrays["sketch"].copy()
 
@@ -240,21 +236,22 @@ class Ftrl:
         if layout.groups > _MAX_GROUPS:
             raise ModelError(f"found {layout.groups} features for FTRL, expected at most {_MAX_GROUPS}")
         self._layout = layout
-        self._number_seeds = np.array(
-            [
-                (seed_of(f"bin {name}") >> np.uint64(8)) | (np.uint64(number) << _GROUP_BITS)
-                for number, name in enumerate(layout.numbers, start=len(layout.categories) + 1)
-            ],
-            dtype=np.uint64,
-        )
-        self._dense = np.zeros((1 + len(layout.numbers), 2))  # z and n of the bias and of each number
-        self._scale = np.zeros((len(layout.numbers), 6))
+        count = len(layout.numbers)
+        self._bins = np.zeros((count * _PLACES if self._params[4] else 0, 3))
+        # z, roots and weights of the numbers and the bias; behind them is room for a row's categories and bins.
+        self._laid = np.zeros((3, _whole_lanes(count + 1 + layout.width + (count if len(self._bins) else 0))))
+        self._linear: Floats = self._laid[:, : count + 1]
+        self._scale = np.zeros((6, _whole_lanes(count)))
+
+
+def _whole_lanes(count: int) -> int:
+    return -(-count // _LANES) * _LANES
 
 
 class _Layout:
     """Which columns a model reads, and in which order.
 
-    A feature's number is the high byte of its keys: categories come first, then numbers' bins, then all pairs together.
+    A feature's number is the high byte of its keys: categories come first, then all pairs together.
     """
 
     def __init__(self, categories: tuple[str, ...], numbers: tuple[str, ...], pairs: bool) -> None:
@@ -262,12 +259,11 @@ class _Layout:
         self.seeds = [seed_of(name) for name in categories]
         count = len(categories)
         self.width = count + (count * (count - 1) // 2 if pairs else 0)
-        self.groups = count + len(numbers) + pairs
+        self.groups = count + pairs
 
     def names(self) -> tuple[str, ...]:
         """Names of the features with weights in the table, in order of their numbers."""
-        bins = tuple(f"{name} (bins)" for name in self.numbers)
-        return (*self.categories, *bins, *(("pairs",) if self._pairs else ()))
+        return (*self.categories, *(("pairs",) if self._pairs else ()))
 
 
 @kernel
@@ -295,49 +291,42 @@ def _pair(keys: Any, count: Any, group: Any) -> None:
 
 
 @kernel
-def _weight(z: Any, root: Any, params: Any) -> Any:
-    """The weight of z and of the square root of n."""
-    if abs(z) <= params[2]:
-        return 0.0
-    shrunk = z - params[2] if z > 0.0 else z + params[2]
-    return -shrunk / ((params[1] + root) * params[0] + params[3])
+def _learned(z: Any, root: Any, w: Any, g: Any, params: Any) -> Any:
+    """A weight's numbers after a gradient; without a branch, so that several are worked out side by side."""
+    after = np.sqrt(root * root + g * g)
+    z += g - (after - root) * params[0] * w
+    over = abs(z) - params[2]
+    over = 0.0 if over < 0.0 else over
+    return z, after, -math.copysign(over, z) / ((params[1] + after) * params[0] + params[3])
 
 
 @kernel
-def _scaled(x: Any, scale: Any, j: Any) -> Any:
-    """A number in standard deviations from its mean; 0 when it is missing."""
-    if not np.isfinite(x):
-        return 0.0
-    return min(max((x - scale[j, _MEAN]) * scale[j, _PER_SPREAD], -_CLIP), _CLIP)
+def _bin(x: Any, centre: Any, in_spread: Any) -> Any:
+    """The number of x's bin, or of its being missing; -1 before there are bins."""
+    place = np.int64(_PLACES - 1)
+    if x - x == 0.0:
+        away = np.floor((x - centre) * in_spread)
+        place = _OUTER + np.int64(min(max(away, -_OUTER), _OUTER)) if in_spread > 0.0 else np.int64(-1)
+    return place
 
 
 @kernel
-def _bin_key(x: Any, scale: Any, j: Any, seed: Any) -> Any:
-    """The key of a number's bin, or of its being missing."""
-    place = 1_000.0
-    if np.isfinite(x):
-        if scale[j, _BIN] <= 0.0:
-            return np.uint64(0)
-        place = np.floor((x - scale[j, _CENTRE]) * scale[j, _BIN])
-        place = min(max(place, -_OUTER), _OUTER)
-    # The seed's high byte is the feature's number, as that of its keys.
-    return _grouped(mix64(np.uint64(np.int64(place) + 2_000) ^ seed), seed >> _GROUP_BITS)
-
-
-@kernel
-def _update_scale(x: Any, scale: Any, j: Any) -> None:
-    """Welford's mean and sum of squares; bins are fitted again whenever the count doubles."""
-    if not np.isfinite(x):
-        return
-    scale[j, _COUNT] += 1.0
-    away = x - scale[j, _MEAN]
-    scale[j, _MEAN] += away / scale[j, _COUNT]
-    scale[j, _SQUARES] += away * (x - scale[j, _MEAN])
-    if scale[j, _SQUARES] > 0.0:
-        scale[j, _PER_SPREAD] = np.sqrt(scale[j, _COUNT] / scale[j, _SQUARES])
-    count = np.int64(scale[j, _COUNT])
-    if count >= _FIRST_BINS and count & (count - 1) == 0:
-        scale[j, _CENTRE], scale[j, _BIN] = scale[j, _MEAN], _BINS * scale[j, _PER_SPREAD]
+def _update_scale(raw: Any, scale: Any) -> None:
+    """Welford's means and sums of squares; bins are fitted again whenever a count doubles."""
+    counts, means, squares, per_spread = scale[_COUNT], scale[_MEAN], scale[_SQUARES], scale[_PER_SPREAD]
+    for j in range(raw.shape[0]):
+        known = raw[j] - raw[j] == 0.0
+        x = raw[j] if known else means[j]
+        more = counts[j] + 1.0
+        middle = means[j] + (x - means[j]) / more
+        grown = squares[j] + (x - means[j]) * (x - middle)
+        counts[j] = more if known else counts[j]
+        means[j], squares[j] = middle, grown
+        per_spread[j] = np.sqrt(counts[j] / grown) if grown > 0.0 else 0.0
+    for j in range(raw.shape[0]):
+        count = np.int64(counts[j])
+        if count & (count - 1) == 0 and count >= _FIRST_BINS:  # again and again to the same, while it is missing
+            scale[_CENTRE, j], scale[_BIN, j] = means[j], _BINS * per_spread[j]
 
 
 @kernel
@@ -364,126 +353,124 @@ def _admitted(key: Any, sketch: Any, state: Any, wanted: Any) -> Any:
 
 
 @kernel
-def _logit(
-    keys: Any, i: Any, numbers: Any, cells: Any, floats: Any, oldest: Any, dense: Any, scale: Any, seeds: Any,
-    params: Any, rows: Any, scaled: Any, weights: Any, roots: Any,
+def _lay(
+    keys: Any, i: Any, count: Any, cells: Any, floats: Any, oldest: Any, laid: Any, bins: Any, scale: Any, rows: Any,
+    raw: Any, x: Any,
 ) -> Any:  # fmt: skip
-    """The logit of one row.
-
-    Leaves in `rows` where its weights are and in `scaled` its numbers; in `weights` and `roots` the weights and the square
-    roots of n of what is in the table, then of the bias and of the numbers.
-    """
-    width, count = keys.shape[1], numbers.shape[1]
-    total = 0.0
-    for j in range(count + 1):
-        at = width + count + j
-        roots[at] = np.sqrt(dense[j, 1])
-        weights[at] = _weight(dense[j, 0], roots[at], params)
-        if j == 0:
-            total += weights[at]
-        else:
-            scaled[j - 1] = _scaled(numbers[i, j - 1], scale, j - 1)
-            total += weights[at] * scaled[j - 1]
-    for k in range(width + (count if params[4] != 0.0 else 0)):
-        key = keys[i, k] if k < width else _bin_key(numbers[i, k - width], scale, k - width, seeds[k - width])
-        rows[k] = -1
+    """Lay the features of a row side by side: their values in `x`, their weights in `laid`, and in `rows` where those are."""
+    for j in range(raw.shape[0]):
+        away = (raw[j] - scale[_MEAN, j]) * scale[_PER_SPREAD, j]
+        away = -_CLIP if away < -_CLIP else away
+        away = _CLIP if away > _CLIP else away
+        x[j] = away if raw[j] - raw[j] == 0.0 else 0.0
+    x[count] = 1.0
+    at = count + 1
+    for k in range(keys.shape[1]):
+        key, row = keys[i, k], np.int64(-1)
+        x[at] = 0.0
         if key != np.uint64(0):
             row = find(cells, key)
-            rows[k] = row
-            if row >= 0:
-                roots[k] = np.sqrt(floats[row, _N])
-                weights[k] = _weight(floats[row, _Z], roots[k], params)
-                if np.int64(cells[row, LAST]) >= oldest:
-                    total += weights[k]
-    return total
+            x[at] = 1.0
+        rows[k] = row
+        if row >= 0 and np.int64(cells[row, LAST]) >= oldest:
+            laid[_Z, at], laid[_ROOT, at] = floats[row, OWN + _Z], floats[row, OWN + _ROOT]
+            laid[_W, at] = floats[row, OWN + _W]
+        else:
+            laid[_Z, at] = laid[_ROOT, at] = laid[_W, at] = 0.0
+        at += 1
+    if bins.shape[0]:
+        for j in range(count):
+            place = _bin(raw[j], scale[_CENTRE, j], scale[_BIN, j])
+            row = j * _PLACES + place
+            x[at] = 0.0 if place < 0 else 1.0
+            rows[keys.shape[1] + j] = row if place >= 0 else -1
+            if place >= 0:
+                laid[_Z, at], laid[_ROOT, at], laid[_W, at] = bins[row, _Z], bins[row, _ROOT], bins[row, _W]
+            at += 1
+
+
+@kernel
+def _dot(x: Any, w: Any) -> Any:
+    """Four sums side by side: one would wait for itself at every feature."""
+    a = b = c = d = 0.0
+    for j in range(0, x.shape[0], 4):
+        a += x[j] * w[j]
+        b += x[j + 1] * w[j + 1]
+        c += x[j + 2] * w[j + 2]
+        d += x[j + 3] * w[j + 3]
+    return (a + b) + (c + d)
 
 
 @kernel
 def _run(
-    at: Any, order: Any, e_keys: Any, e_numbers: Any, l_keys: Any, l_numbers: Any, y: Any,
-    weight: Any, clock: Any, cells: Any, floats: Any, counters: Any, sketch: Any, state: Any, dense: Any, scale: Any,
-    seeds: Any, params: Any, p: Any,
+    at: Any, order: Any, e_keys: Any, e_numbers: Any, l_keys: Any, l_numbers: Any, l_row: Any, y: Any, weight: Any,
+    clock: Any, cells: Any, floats: Any, counters: Any, sketch: Any, state: Any, laid: Any, bins: Any, scale: Any,
+    params: Any, p: Any,
 ) -> Any:  # fmt: skip
     """Entries from `at` on; returns where it stopped, before the end when the table must grow."""
     width, count = e_keys.shape[1], e_numbers.shape[1]
-    binned = width + (count if params[4] != 0.0 else 0)
-    rows, scaled = np.empty(width + count, dtype=np.int64), np.empty(count)
-    weights, roots = np.empty(width + 2 * count + 1), np.empty(width + 2 * count + 1)
+    z, root, w = laid[_Z], laid[_ROOT], laid[_W]
+    rows, x = np.empty(width + count, dtype=np.int64), np.zeros(w.shape[0])
+    raw = np.full(scale.shape[1], np.nan)
     expires = np.int64(params[6])
     for at_entry in range(at, order.shape[0]):
         i = order[at_entry]
         if i >= 0:
             oldest = state[_NOW] - expires if expires else np.int64(_NEVER)
-            p[i] = sigmoid(
-                _logit(
-                    e_keys, i, e_numbers, cells, floats, oldest, dense, scale, seeds, params, rows, scaled,
-                    weights, roots,
-                )
-            )  # fmt: skip
+            for j in range(count):
+                raw[j] = e_numbers[i, j]
+            _lay(e_keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
+            p[i] = sigmoid(_dot(x, w))
             continue
-        i = -1 - i
-        if must_grow(cells, counters, width + count):
+        label = -1 - i
+        i = l_row[label]
+        if must_grow(cells, counters, width):
             return at_entry
-        now = clock[i]
+        now = clock[label]
         state[_NOW] = now
         oldest = now - expires if expires else np.int64(_NEVER)
         for j in range(count):
-            _update_scale(l_numbers[i, j], scale, j)
-        logit = _logit(
-            l_keys, i, l_numbers, cells, floats, oldest, dense, scale, seeds, params, rows, scaled, weights,
-            roots,
-        )  # fmt: skip
-        g = weight[i] * (sigmoid(logit) - y[i])
-        for j in range(count + 1):
-            mine = g if j == 0 else g * scaled[j - 1]
-            if mine != 0.0:
-                n = dense[j, 1] + mine * mine
-                sigma = (np.sqrt(n) - roots[width + count + j]) * params[0]
-                dense[j, 0] += mine - sigma * weights[width + count + j]
-                dense[j, 1] = n
+            raw[j] = l_numbers[i, j]
+        _update_scale(raw, scale)
+        _lay(l_keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
+        g = weight[label] * (sigmoid(_dot(x, w)) - y[label])
+        for j in range(w.shape[0]):
+            z[j], root[j], w[j] = _learned(z[j], root[j], w[j], g * x[j], params)
         moved = False
-        for k in range(binned):
-            row, root, old = rows[k], roots[k], weights[k]
+        for k in range(width):
+            key, row = l_keys[i, k], rows[k]
+            if key == np.uint64(0):
+                continue
             if row < 0 or moved:  # without a weight, or perhaps no more where it was
-                key = (
-                    l_keys[i, k] if k < width else _bin_key(l_numbers[i, k - width], scale, k - width, seeds[k - width])
-                )
-                if key == np.uint64(0):
-                    continue
                 row = find(cells, key)
                 if row < 0:
                     if params[5] > 1.0 and not _admitted(key, sketch, state, params[5]):
                         continue
                     row = insert(cells, counters, key, now, oldest)
                     moved = True
-                root = np.sqrt(floats[row, _N])
-                old = _weight(floats[row, _Z], root, params)
-            if np.int64(cells[row, LAST]) < oldest:
-                floats[row, _Z], floats[row, _N], root, old = 0.0, 0.0, 0.0, 0.0
-            n = floats[row, _N] + g * g
-            floats[row, _Z] += g - (np.sqrt(n) - root) * params[0] * old
-            floats[row, _N] = n
+            j = count + 1 + k
+            floats[row, OWN + _Z], floats[row, OWN + _ROOT], floats[row, OWN + _W] = z[j], root[j], w[j]
             cells[row, LAST] = np.uint64(now)
+        if bins.shape[0]:
+            for j in range(count):
+                row, k = rows[width + j], count + 1 + width + j
+                if row >= 0:
+                    bins[row, _Z], bins[row, _ROOT], bins[row, _W] = z[k], root[k], w[k]
     return order.shape[0]
 
 
 @kernel
 def _uncertainty(
-    keys: Any, numbers: Any, cells: Any, floats: Any, dense: Any, scale: Any, seeds: Any, params: Any, out: Any
+    keys: Any, numbers: Any, cells: Any, floats: Any, laid: Any, bins: Any, scale: Any, params: Any, out: Any
 ) -> None:
-    width = keys.shape[1]
+    width, count = keys.shape[1], numbers.shape[1]
+    rows, x = np.empty(width + count, dtype=np.int64), np.zeros(laid.shape[1])
+    raw = np.full(scale.shape[1], np.nan)
     for i in range(keys.shape[0]):
-        total = 1.0 / (params[1] + np.sqrt(dense[0, 1]))
-        for k in range(width + numbers.shape[1]):
-            key = np.uint64(0)
-            if k < width:
-                key = keys[i, k]
-            else:
-                j = k - width
-                total += abs(_scaled(numbers[i, j], scale, j)) / (params[1] + np.sqrt(dense[j + 1, 1]))
-                if params[4] != 0.0:
-                    key = _bin_key(numbers[i, j], scale, j, seeds[j])
-            if key != np.uint64(0):
-                row = find(cells, key)
-                total += 1.0 / (params[1] + np.sqrt(floats[row, _N] if row >= 0 else 0.0))
+        for j in range(count):
+            raw[j] = numbers[i, j]
+        _lay(keys, i, count, cells, floats, np.int64(_NEVER), laid, bins, scale, rows, raw, x)
+        total = 0.0
+        for j in range(x.shape[0]):
+            total += abs(x[j]) / (params[1] + laid[_ROOT, j])
         out[i] = total / params[0]

@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.arithmetic import sigmoid
 from headrace.models.boosting import Ensemble
-from headrace.models.contract import Arrays, Clock, Floats, row_count
-from headrace.models.text import keys_of, seed_of
+from headrace.models.contract import Arrays, Clock, Floats, row_count, take
+from headrace.models.text import kernel, keys_of, seed_of
 
 LEAF_ALPHA = 0.001
 """FTRL's alpha of the leaves: they repeat what the score says, so they move slowly."""
@@ -31,9 +30,17 @@ CATEGORY_ALPHA = 0.03
 TABLE_BITS = 16
 """The table of hashed categories has two to this many slots."""
 
+_Z, _N, _ROOT, _W = (
+    0,
+    1,
+    2,
+    3,
+)  # of `GbdtLr._weights`: z, n, the square root of n, and the weight that follows from them
+_NONE, _NO_CLOCK = np.empty(0), np.empty(0, dtype=np.int64)
+
 
 class GbdtLr:
-    """Logistic regression on leaves and categories, on top of the trees' score.
+    """Logistic regression on leaves and categories, on top of the trees' score or without it.
 
     FTRL-Proximal (McMahan et al. 2013, section 3.1) without L1 and L2, beta = 1, features of value 1:
     w_i = -z_i alpha / (1 + sqrt(n_i)); at a label g = weight (p - y) with p of then,
@@ -47,6 +54,8 @@ class GbdtLr:
         Learning rates.
     table_bits
         Size of the hash table.
+    offset
+        Whether the trees' score is a fixed part of the logit.
     """
 
     memo_width = 0
@@ -57,6 +66,7 @@ class GbdtLr:
         leaf_alpha: float = LEAF_ALPHA,
         category_alpha: float = CATEGORY_ALPHA,
         table_bits: int = TABLE_BITS,
+        offset: bool = True,
     ) -> None:
         self._ensemble = ensemble
         categories = ensemble.encoding.category_names  # a missing value adds nothing to the logit
@@ -66,8 +76,8 @@ class GbdtLr:
             [np.full(ensemble.trees.count, leaf_alpha), np.full(len(categories), category_alpha)]
         )
         self._categories = tuple((name, seed_of(f"gbdt_lr {name}")) for name in categories)
-        self._z = np.zeros(self._leaves + (1 << table_bits))
-        self._n = np.zeros_like(self._z)
+        self._offset = float(offset)
+        self._weights = np.zeros((self._leaves + (1 << table_bits), 4))
 
     def prepare(self, X: Columns) -> Columns:
         """Return the trees' score, and int32[n, trees + categories] rows of the weights, -1 for a missing value."""
@@ -79,6 +89,24 @@ class GbdtLr:
             slots[:, column] = np.where(keys == 0, -1, self._leaves + (keys & self._mask).astype(np.int64))
         return {"score": score, "slots": slots}
 
+    def run(
+        self,
+        order: NDArray[np.int64],
+        events: Columns,
+        labels: Columns,
+        y: Floats,
+        weight: Floats,
+        clock: Clock,
+        row: NDArray[np.intp] | None = None,
+    ) -> Floats:
+        """Predict events and learn labels, in their order; see `headrace.models.contract.Sequential`."""
+        p = np.empty(len(events["score"]))
+        _run(
+            order, events["score"], events["slots"], labels["score"], labels["slots"],
+            np.arange(len(y)) if row is None else row, y, weight, self._offset, self._alphas, self._weights, p,
+        )  # fmt: skip
+        return p
+
     def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
         """Predict n events; see `headrace.models.contract.Model`."""
         p = self.predict(X)
@@ -86,18 +114,24 @@ class GbdtLr:
 
     def learn(self, X: Columns, y: Floats, memo: Floats, weight: Floats, clock: Clock) -> None:
         """Learn n labels one after the other."""
-        _learn(X["score"], X["slots"], y, weight, self._alphas, self._z, self._n)
+        self.run(~np.arange(len(y)), take(X, slice(0, 0)), X, y, weight, clock)
 
     def predict(self, X: Columns) -> Floats:
         """Return float64[n] and change nothing."""
-        p = np.empty(len(X["score"]))
-        _predict(X["score"], X["slots"], self._alphas, self._z, self._n, p)
-        return p
+        return self.run(np.arange(len(X["score"])), X, take(X, slice(0, 0)), _NONE, _NONE, _NO_CLOCK)
+
+    def take_over(self, former: GbdtLr) -> None:
+        """Go on with the categories' weights of a model with other trees; weights of leaves begin anew.
+
+        On top of the trees' score all do: they correct what the former trees said.
+        """
+        if not self._offset:
+            self._weights[self._leaves :] = former._weights[former._leaves :]
 
     def save(self) -> tuple[Arrays, dict[str, Any]]:
         """Return the weights' sums; rows that no label has touched are left out."""
-        used = np.flatnonzero(self._n)
-        return {"row": used, "z": self._z[used], "n": self._n[used]}, {"rows": len(self._z)}
+        used = np.flatnonzero(self._weights[:, _N])
+        return {"row": used, "z": self._weights[used, _Z], "n": self._weights[used, _N]}, {"rows": len(self._weights)}
 
     def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
         """Take over saved weights.
@@ -107,40 +141,51 @@ class GbdtLr:
         ModelError
             They belong to other trees or another table size.
         """
-        if meta["rows"] != len(self._z):
+        if meta["rows"] != len(self._weights):
             raise ModelError(
-                f"found weights for {meta['rows']} features, expected {len(self._z)}: load them with their own trees"
+                f"found weights for {meta['rows']} features, expected {len(self._weights)}: load them with their own trees"
             )
-        self._z[:], self._n[:] = 0.0, 0.0
-        self._z[arrays["row"]], self._n[arrays["row"]] = arrays["z"], arrays["n"]
+        self._weights[:] = 0.0
+        self._weights[arrays["row"], _Z], self._weights[arrays["row"], _N] = arrays["z"], arrays["n"]
+        alphas = np.full(len(self._weights), self._alphas[-1])
+        alphas[: self._leaves] = self._alphas[0]
+        _work_out(self._weights, alphas)
 
 
-@njit(cache=True)
-def _logit(score: float, slots: NDArray[np.int32], alphas: Floats, z: Floats, n: Floats) -> float:
-    total = score
-    for k in range(slots.shape[0]):
-        slot = slots[k]
-        if slot >= 0:
-            total -= z[slot] * alphas[k] / (1.0 + np.sqrt(n[slot]))
+@kernel
+def _logit(slots: Any, i: Any, weights: Any) -> Any:
+    total = 0.0
+    for k in range(slots.shape[1]):
+        if slots[i, k] >= 0:
+            total += weights[slots[i, k], _W]
     return total
 
 
-@njit(cache=True)
-def _predict(score: Floats, slots: NDArray[np.int32], alphas: Floats, z: Floats, n: Floats, p: Floats) -> None:
-    for i in range(score.shape[0]):
-        p[i] = sigmoid(_logit(score[i], slots[i], alphas, z, n))
+@kernel
+def _work_out(weights: Any, alphas: Any) -> None:
+    """Root and weight of every row, as `_run` leaves them."""
+    for row in range(weights.shape[0]):
+        weights[row, _ROOT] = np.sqrt(weights[row, _N])
+        weights[row, _W] = -weights[row, _Z] * alphas[row] / (1.0 + weights[row, _ROOT])
 
 
-@njit(cache=True)
-def _learn(
-    score: Floats, slots: NDArray[np.int32], y: Floats, weight: Floats, alphas: Floats, z: Floats, n: Floats
-) -> None:
-    for i in range(score.shape[0]):
-        g = weight[i] * (sigmoid(_logit(score[i], slots[i], alphas, z, n)) - y[i])
-        for k in range(slots.shape[1]):
-            slot = slots[i, k]
-            if slot >= 0:
-                root = np.sqrt(n[slot])
-                w = -z[slot] * alphas[k] / (1.0 + root)
-                z[slot] += g - (np.sqrt(n[slot] + g * g) - root) / alphas[k] * w
-                n[slot] += g * g
+@kernel
+def _run(
+    order: Any, e_score: Any, e_slots: Any, l_score: Any, l_slots: Any, rows: Any, y: Any, weight: Any, offset: Any,
+    alphas: Any, weights: Any, p: Any,
+) -> None:  # fmt: skip
+    for i in order:
+        if i >= 0:
+            p[i] = sigmoid(offset * e_score[i] + _logit(e_slots, i, weights))
+            continue
+        i = -1 - i
+        at = rows[i]
+        g = weight[i] * (sigmoid(offset * l_score[at] + _logit(l_slots, at, weights)) - y[i])
+        for k in range(l_slots.shape[1]):
+            row = l_slots[at, k]
+            if row >= 0:
+                weights[row, _N] += g * g
+                root = np.sqrt(weights[row, _N])
+                weights[row, _Z] += g - (root - weights[row, _ROOT]) / alphas[k] * weights[row, _W]
+                weights[row, _ROOT] = root
+                weights[row, _W] = -weights[row, _Z] * alphas[k] / (1.0 + root)

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from headrace.events import Columns
 from headrace.models.arithmetic import sigmoid
 from headrace.models.boosting import Ensemble
-from headrace.models.contract import Arrays, Clock, Floats
+from headrace.models.contract import Arrays, Clock, Floats, Turns
+from headrace.models.text import kernel
 
 SCALE = 0.03
 """s of the stacker: variance of the start, times sqrt(1 + D)."""
@@ -27,6 +27,7 @@ RESTORE = 3e-3
 
 _CLIP = 6.9  # of the score, about logit(1e-3): one absurd row must not swing the calibration
 _LEAST = 1e-3  # of the curvature p (1 - p)
+_NONE, _NO_EVENTS = np.empty(0), np.empty(0, dtype=np.int64)
 
 
 class LightGbmModel:
@@ -58,20 +59,32 @@ class LightGbmModel:
         """Return the trees' score of each row."""
         return {"score": self._ensemble.trees.walk(self._ensemble.encoding.matrix(X))[1]}
 
+    def follow(self, turns: Turns, events: Columns, labels: Columns) -> tuple[Floats, Floats]:
+        """Predict events and learn labels, in their order; see `headrace.models.contract.Following`."""
+        p = np.empty(len(events["score"]))
+        _run(
+            turns.order, events["score"], turns.outstanding, labels["score"], turns.row, turns.y, turns.weight,
+            self._state, self._restore, p,
+        )  # fmt: skip
+        return p, np.empty((len(p), 0))
+
     def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
         """Predict n events; see `headrace.models.contract.Model`."""
-        p = np.empty(len(clock))
-        _ask(X["score"], self._state, outstanding, p)
+        p = self._predict(X["score"], outstanding, self._state)
         return p, np.empty((len(p), 0))
 
     def learn(self, X: Columns, y: Floats, memo: Floats, weight: Floats, clock: Clock) -> None:
         """Learn n labels one after the other; a weight counts as that many equal labels in one step."""
-        _learn(X["score"], y, weight, self._state, self._restore)
+        rows = np.arange(len(y))
+        _run(~rows, _NONE, _NO_EVENTS, X["score"], rows, y, weight, self._state, self._restore, _NONE)
 
     def predict(self, X: Columns) -> Floats:
         """Return float64[n] and change nothing."""
-        p = np.empty(len(X["score"]))
-        _ask(X["score"], self._state.copy(), 0, p)
+        return self._predict(X["score"], 0, self._state.copy())
+
+    def _predict(self, score: Floats, outstanding: int, state: Floats) -> Floats:
+        p, rows = np.empty(len(score)), np.arange(len(score))
+        _run(rows, score, outstanding + rows, _NONE, _NO_EVENTS, _NONE, _NONE, state, self._restore, p)
         return p
 
     def save(self) -> tuple[Arrays, dict[str, Any]]:
@@ -83,18 +96,19 @@ class LightGbmModel:
         self._state = arrays["recalibration"].copy()
 
 
-@njit(cache=True)
-def _ask(score: Floats, state: Floats, outstanding: int, p: Floats) -> None:
-    for i in range(score.shape[0]):
-        p[i] = sigmoid(state[0] * min(max(score[i], -_CLIP), _CLIP) + state[1])
-        state[5] += (outstanding + i - state[5]) / 1000.0
-
-
-@njit(cache=True)
-def _learn(score: Floats, y: Floats, weight: Floats, state: Floats, restore: float) -> None:
-    for i in range(score.shape[0]):
-        a, b, paa, pab, pbb, outstanding, start = state
-        x = min(max(score[i], -_CLIP), _CLIP)
+@kernel
+def _run(
+    order: Any, e_score: Any, outstanding: Any, l_score: Any, rows: Any, y: Any, weight: Any, state: Any, restore: Any,
+    p: Any,
+) -> None:  # fmt: skip
+    for i in order:
+        if i >= 0:
+            p[i] = sigmoid(state[0] * min(max(e_score[i], -_CLIP), _CLIP) + state[1])
+            state[5] += (outstanding[i] - state[5]) / 1000.0
+            continue
+        i = -1 - i
+        a, b, paa, pab, pbb, delay, start = state
+        x = min(max(l_score[rows[i]], -_CLIP), _CLIP)
         q = sigmoid(a * x + b)
         h = weight[i] * max(q * (1.0 - q), _LEAST)
         u, v = paa * x + pab, pab * x + pbb
@@ -103,6 +117,6 @@ def _learn(score: Floats, y: Floats, weight: Floats, state: Floats, restore: flo
         state[0], state[1] = a + u * step, b + v * step
         paa, pbb = paa - h / d * u * u, pbb - h / d * v * v
         state[3] = pab - h / d * u * v
-        back = restore * start / (1.0 + outstanding)
+        back = restore * start / (1.0 + delay)
         state[2] = paa + back if paa < start else paa
         state[4] = pbb + back if pbb < start else pbb

@@ -100,11 +100,11 @@ def find(cells: Any, key: Any) -> Any:
     """The row of a key, or -1."""
     mask = np.uint64(cells.shape[0] - 1)
     slot = key & mask
-    while cells[slot, KEY] != np.uint64(0):
-        if cells[slot, KEY] == key:
-            return np.int64(slot)
+    there = cells[slot, KEY]
+    while there != key and there != np.uint64(0):
         slot = (slot + np.uint64(1)) & mask
-    return np.int64(-1)
+        there = cells[slot, KEY]
+    return np.int64(slot) if there == key else np.int64(-1)
 
 
 @kernel

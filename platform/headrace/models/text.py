@@ -25,12 +25,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kernel(function: F) -> F:
-    """Compile with numba: cached on disk, without the GIL, without fastmath.
+    """Compile with numba: cached on disk, without the GIL, without fastmath; a division by zero gives what IEEE 754 says.
+
+    A kernel is compiled into the ones that call it: a call would take longer than most of them do.
 
     numba's cache looks at the file of the kernel only: after a change to a kernel that other files call, remove
     `__pycache__/*.nb?`.
     """
-    return cast(F, njit(cache=True, nogil=True)(function))
+    return cast(F, njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(function))
 
 
 @kernel

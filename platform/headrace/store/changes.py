@@ -11,7 +11,7 @@ import select
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -209,9 +209,10 @@ class Tally:
 
     until: str  # position of the last commit counted
     changes: dict[str, dict[str, int]]  # table -> insert, update, delete -> count
+    within_gaps: dict[str, dict[str, int]]  # the same of what lies in gaps, which the intake did not receive
 
 
-def tally(dsn: str, stream: Stream, slot: str, since: str, until: str) -> Tally:
+def tally(dsn: str, stream: Stream, slot: str, since: str, until: str, gaps: Sequence[tuple[str, str]] = ()) -> Tally:
     """Count the changes that a slot delivers between two positions, without acknowledging any of them.
 
     Parameters
@@ -220,6 +221,8 @@ def tally(dsn: str, stream: Stream, slot: str, since: str, until: str) -> Tally:
         A slot of its own, made when or before the stream's slot was.
     since, until
         Positions at the source: where the stream's history ends, and where its log stands.
+    gaps
+        Pairs of positions that a resync closed: nobody read for the log what was committed between them.
 
     Raises
     ------
@@ -227,6 +230,7 @@ def tally(dsn: str, stream: Stream, slot: str, since: str, until: str) -> Tally:
         When the slot is missing or in use.
     """
     counts: dict[str, Counter[str]] = {}
+    unread: dict[str, Counter[str]] = {}
     last = "0/0"
     with source.replication(dsn) as cursor:
         source.start(cursor, slot, stream.publication, "0/0")
@@ -242,14 +246,22 @@ def tally(dsn: str, stream: Stream, slot: str, since: str, until: str) -> Tally:
             for messages in (m for m, _ in read.parts()) if isinstance(read, Large) else [read]:
                 ends = np.full(1, end) if isinstance(read, Large) else messages.transactions.end_lsn
                 counted = (ends > source.lsn_number(since)) & (ends <= source.lsn_number(until))
-                _count(messages, counted, counts)
+                lost = np.zeros(len(ends), dtype=np.bool_)
+                for first, end_of_gap in gaps:
+                    lost |= (ends > source.lsn_number(first)) & (ends <= source.lsn_number(end_of_gap))
+                _count(messages, counted & ~lost, counts)
+                _count(messages, counted & lost, unread)
                 if counted.any():
                     last = source.lsn_text(int(ends[counted].max()))
             if isinstance(read, Large):
                 reader.done(read)
             if end > source.lsn_number(until):
                 break
-    return Tally(last, {table: dict(kinds) for table, kinds in sorted(counts.items())})
+    return Tally(last, _plain(counts), _plain(unread))
+
+
+def _plain(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    return {table: dict(kinds) for table, kinds in sorted(counts.items())}
 
 
 def _count(messages: Messages, counted: NDArray[np.bool_], counts: dict[str, Counter[str]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from headrace.flow.copybinary import packed_row
 from headrace.flow.openevents import saved_seqs
 from headrace.flow.progressive import EpochScore
 from headrace.flow.scores import pack_histograms
+from headrace.models.contract import Rates
 from headrace.models.snapshot import Digests, dump, parse, state_digest
 from headrace.store import db
 from headrace.store.queries import query
@@ -46,6 +47,7 @@ class Checkpoint:
     learned: int  # labels learned online since its first seq
     arrays: Arrays
     meta: Mapping[str, Any]
+    rates: Sequence[Rates] | None = None  # for people; not read back
 
 
 def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -> int:
@@ -76,6 +78,7 @@ def write(conn: Connection, stream: str, version: str, checkpoint: Checkpoint) -
         "state": Binary(state),
         "learned": checkpoint.learned,
         "bytes": len(state) + written,
+        "rates": None if checkpoint.rates is None else json.dumps([asdict(rates) for rates in checkpoint.rates]),
     }
     db.run(conn, "add_checkpoint", params)
     thin(conn, stream, version, keep=KEEP)
@@ -162,6 +165,9 @@ def write_metrics(
         db.run(conn, "add_epoch_metrics", params)
         for s in score.slices:
             db.run(conn, "add_slice_metrics", {"stream": stream, "version": version, "epoch": epoch.epoch, **vars(s)})
+        for member in score.members:
+            own = {**vars(member), "top_weights": list(member.top_weights)}
+            db.run(conn, "add_member_metrics", {"stream": stream, "version": version, "epoch": epoch.epoch, **own})
 
 
 def open_seqs(checkpoint: Checkpoint) -> NDArray[np.int64]:

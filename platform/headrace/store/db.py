@@ -10,8 +10,8 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 import psycopg2
@@ -128,6 +128,51 @@ def answering(conn: Connection, seconds: float) -> Iterator[None]:
         finally:
             timer.cancel()
             timer.join()
+
+
+@contextmanager
+def working(conn: Connection, dsn: str, seconds: float, received: Callable[[], int]) -> Iterator[None]:
+    """Let a server work for as long as it does, a sort may take hours without a word; end a connection that hangs.
+
+    Every third of `seconds` somebody asks on a connection of its own. One that hangs is one whose backend waits for its
+    client, or of which nobody can tell, twice in a row without a byte in between.
+
+    Parameters
+    ----------
+    dsn
+        Where `conn` leads to.
+    received
+        Gives how much has arrived on it.
+    """
+    pid, over = conn.info.backend_pid, threading.Event()
+
+    def watch() -> None:
+        idle_at: int | None = None
+        while not over.wait(seconds / 3):
+            now = received()
+            idle = not _works(dsn, pid, seconds)
+            if idle and now == idle_at:
+                peer.shutdown(socket.SHUT_RDWR)
+                return
+            idle_at = now if idle else None
+
+    with socket.socket(fileno=os.dup(conn.fileno())) as peer:
+        thread = threading.Thread(target=watch, name=f"watch backend {pid}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _works(dsn: str, pid: int, seconds: float) -> bool:
+    try:
+        with closing(connect(dsn, application="headrace watch", autocommit=True)) as conn, answering(conn, seconds):
+            found = row(conn, "backend_works", {"pid": pid})
+    except (ServerError, psycopg2.Error):
+        return False
+    return found is not None and bool(found[0])
 
 
 def describe(dsn: str) -> str:

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extras import LogicalReplicationConnection, ReplicationCursor
 
 from headrace.definition.stream import Stream
-from headrace.errors import SlotError, SourceError
+from headrace.errors import ServerError, SlotError, SourceError
 from headrace.events import LogColumn
 from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
 from headrace.store import db
@@ -427,7 +427,7 @@ def publication_made(conn: Connection, stream: Stream) -> str:
 def _try_slot(dsn: str) -> Finding:
     try:
         with replication(dsn) as cursor:
-            _create(cursor, f"headrace_doctor_{os.getpid()}", temporary=True)  # goes with its connection
+            _create(dsn, cursor, f"headrace_doctor_{os.getpid()}", temporary=True)  # goes with its connection
     except (SourceError, psycopg2.Error) as error:
         return Finding(
             False,
@@ -486,9 +486,11 @@ def create_slot(dsn: str, cursor: ReplicationCursor, slot: str) -> tuple[str, st
     ------
     SlotError
         When it is there already, or older transactions block it; the message names them.
+    psycopg2.Error
+        When the source went away, or does not answer.
     """
     try:
-        row = _create(cursor, slot)
+        row = _create(dsn, cursor, slot)
     except psycopg2.errors.DuplicateObject as error:
         raise SlotError(
             f"slot {slot!r} is there already, but the log knows no position in it: drop it, then start again"
@@ -503,23 +505,37 @@ def create_slot(dsn: str, cursor: ReplicationCursor, slot: str) -> tuple[str, st
             f"{'; '.join(names) or 'none by now'}; end them, or try again"
         ) from error
     except psycopg2.Error as error:
+        if db.state_of(error) == db.AWAY:
+            raise
         raise SlotError(
             f"slot {slot!r} could not be created: {' '.join(str(error).split())}; `headrace doctor` says what is missing"
         ) from error
     return row[1], row[2]
 
 
-def _create(cursor: ReplicationCursor, slot: str, *, temporary: bool = False) -> tuple[Any, ...]:
-    timer = threading.Timer(_SLOT_SECONDS, cursor.connection.cancel)
+def _create(dsn: str, cursor: ReplicationCursor, slot: str, *, temporary: bool = False) -> tuple[Any, ...]:
+    timer = threading.Timer(_SLOT_SECONDS, _cancel, [dsn, cursor.connection.info.backend_pid])
+    timer.daemon = True
     timer.start()
     try:
-        kind = sql.SQL(" TEMPORARY" if temporary else "")
-        cursor.execute(sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput").format(sql.Identifier(slot), kind))
-        row = cursor.fetchone()
+        with db.answering(cursor.connection, 2 * _SLOT_SECONDS):  # to cancel takes a moment, and may go unheard
+            kind = sql.SQL(" TEMPORARY" if temporary else "")
+            cursor.execute(sql.SQL("CREATE_REPLICATION_SLOT {}{} LOGICAL pgoutput").format(sql.Identifier(slot), kind))
+            row = cursor.fetchone()
     finally:
         timer.cancel()
     assert row is not None  # the command always answers
     return row
+
+
+def _cancel(dsn: str, pid: int) -> None:
+    """End a backend's command. Not by psycopg2's `cancel`, which lets no other thread run until the server answers."""
+    with (
+        suppress(ServerError, psycopg2.Error),
+        closing(db.connect(dsn, autocommit=True)) as conn,
+        db.answering(conn, _SLOT_SECONDS),
+    ):
+        db.run(conn, "cancel_backend", {"pid": pid})
 
 
 def give_up_slot(conn: Connection, slot: str) -> None:
@@ -607,6 +623,19 @@ def start_after(
             return start(cursor, slot, publication, lsn)
         db.run(watch, "end_former_reader", {"slot": slot, "pid": former})
         time.sleep(0.005)
+
+
+def published(conn: Connection, stream: Stream) -> str:
+    """What the publication is made of, after a check that it sends all that the stream reads.
+
+    Raises
+    ------
+    SourceError
+        When it is missing, or leaves something out.
+    """
+    if problems := [f for f in check_publication(conn, stream) if not f.ok]:
+        raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems), state="publication")
+    return publication_made(conn, stream)
 
 
 def seam(conn: Connection, found: System, stream: Stream, feed: Feed, lsn: str) -> str | None:

@@ -6,6 +6,7 @@ Learner, endpoint and bootstrap all start here, so a version is the same thing w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,12 @@ from psycopg2.extensions import connection as Connection
 from headrace.definition.recipes import Recipe
 from headrace.definition.stream import Stream
 from headrace.errors import DefinitionError
-from headrace.events import Engine, LogBatch, LogColumn
+from headrace.events import Engine, LogBatch, LogColumn, Recalled
 from headrace.flow.features import Encoder
 from headrace.flow.progressive import EpochScore, Progressive
 from headrace.flow.scores import GENESIS
 from headrace.models.build import fresh
+from headrace.models.contract import Rated
 from headrace.models.target_mean import TargetMeans
 from headrace.store import checkpoints, log
 from headrace.store.checkpoints import Checkpoint
@@ -45,7 +47,8 @@ class Live:
         if self.artifact is not None:
             arrays[ARTIFACT] = self.artifact
         at = self.progressive
-        return Checkpoint(at.seq, epoch, at.digest, self.engine.id, self.learned, arrays, meta)
+        rates = at.model.rates() if isinstance(at.model, Rated) else None
+        return Checkpoint(at.seq, epoch, at.digest, self.engine.id, self.learned, arrays, meta, rates)
 
 
 def recipe_of(stream: Stream, version: Version) -> Recipe:
@@ -117,7 +120,11 @@ def assemble(
 
 
 def read_on(
-    conn: Connection, stream: str, columns: Sequence[LogColumn], progressive: Progressive, upto: int
+    conn: Connection,
+    stream: str,
+    columns: Sequence[LogColumn],
+    progressive: Progressive,
+    upto: int,
 ) -> tuple[LogBatch, Iterator[EpochScore]]:
     """The log's next entries, up to a seq that it has, and what a version makes of them as the iterator goes on.
 
@@ -126,8 +133,54 @@ def read_on(
     ForgottenError
         When retention has dropped some of them, or events that their labels answer.
     """
-    batch = log.read(conn, stream, columns, progressive.seq, upto)
+    batch = log.read(conn, stream, _read_by(progressive, columns), progressive.seq, upto)
+    return batch, progressive.apply(batch, _recalled(conn, stream, columns, progressive, batch))
+
+
+def read_through(
+    conn: Connection, stream: str, columns: Sequence[LogColumn], progressive: Progressive, goal: int, batch: int
+) -> Iterator[EpochScore]:
+    """What a version makes of the log up to a seq; nobody asks for its state on the way.
+
+    The next entries are read while the last ones are learned, so `conn` is taken until the iterator ends.
+
+    Parameters
+    ----------
+    batch
+        Entries read at a time; any number gives the same scores.
+
+    Raises
+    ------
+    ForgottenError
+        As `read_on`.
+    """
+
+    def read(after: int) -> LogBatch:
+        entries = log.read(conn, stream, _read_by(progressive, columns), after, min(after + batch, goal))
+        conn.commit()
+        return entries
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, progressive.seq)
+        while progressive.seq < goal:
+            entries = coming.result()
+            recalled = _recalled(conn, stream, columns, progressive, entries)
+            conn.commit()
+            if entries.seq_last < goal:
+                coming = reader.submit(read, entries.seq_last)
+            yield from progressive.apply(entries, recalled, states=False)
+
+
+def _read_by(progressive: Progressive, columns: Sequence[LogColumn]) -> list[LogColumn]:
+    """The columns that its features are made of."""
+    return [column for column in columns if column.name in progressive.log_columns]
+
+
+def _recalled(
+    conn: Connection, stream: str, columns: Sequence[LogColumn], progressive: Progressive, batch: LogBatch
+) -> Recalled:
+    """Events that a batch's labels answer and that are not in memory any more."""
     wanted = progressive.wants(batch)
-    recalled = log.recall(conn, stream, columns, wanted)
+    recalled = log.recall(conn, stream, _read_by(progressive, columns), wanted)
     log.check_recalled(conn, stream, wanted, recalled)
-    return batch, progressive.apply(batch, recalled)
+    return recalled

@@ -134,6 +134,7 @@ class Past:
             clock=self.label_time[labels],
             asked=np.where((rows >= events.start) & asked, rows - events.start, -1),
             memo=np.empty((len(rows), 0)) if memo is None else memo[rows],
+            row=np.arange(len(rows)),
         )
 
 

@@ -22,6 +22,7 @@ from headrace.definition import recipes
 from headrace.definition.recipes import Recipe
 from headrace.events import Columns
 from headrace.flow.scores import ScoreSums
+from headrace.models import contract
 from headrace.models.boosting import Ensemble
 from headrace.models.build import fresh, train
 from headrace.models.contract import Arrays, Floats, Following, Model, Sequential, Turns, row_count, take
@@ -201,21 +202,16 @@ def train_all(past: Past, told: Told) -> list[Training]:
 
 def follow(model: Model, turns: Turns, events: Columns, labels: Columns) -> tuple[Floats, Floats]:
     """Events and labels in their order, in one call where the model can do that."""
-    n = len(turns.outstanding)
-    if isinstance(model, Following):
-        return model.follow(turns, events, labels)
-    if isinstance(model, Sequential):
-        p = model.run(turns.order, events, labels, turns.y, turns.weight, turns.clock)
-        return p, np.empty((n, 0))
-    p = np.empty(n)
-    nothing = np.empty((1, 0))
+    if isinstance(model, Sequential | Following):
+        return contract.follow(model, turns, events, labels)
+    p, nothing = np.empty(len(turns.outstanding)), np.empty((1, 0))
     for entry in turns.order.tolist():
         if entry >= 0:
             p[entry] = model.predict(take(events, slice(entry, entry + 1)))[0]
         else:
             one = slice(~entry, ~entry + 1)
             model.learn(take(labels, one), turns.y[one], nothing, turns.weight[one], turns.clock[one])
-    return p, np.empty((n, 0))
+    return p, np.empty((len(p), 0))
 
 
 class Walker:

@@ -70,6 +70,7 @@ class Worth:
             },
             "advice": {
                 "verdict": self.advice.verdict,
+                "says": VERDICTS[self.advice.verdict],
                 "reasons": list(self.advice.reasons),
                 "numbers": dict(self.advice.numbers),
             },

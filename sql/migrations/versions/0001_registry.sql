@@ -68,6 +68,7 @@ CREATE TABLE headrace.versions (
     UNIQUE (stream, number)
 );
 COMMENT ON TABLE headrace.versions IS 'A version: recipe + configuration + base + first seq + engine. status is what should be true; learners make it so.';
+COMMENT ON COLUMN headrace.versions.heldout IS 'What its bootstrap found on the held-out end; of a stack also where it started and where its trees were trained again.';
 COMMENT ON COLUMN headrace.versions.evidence_seq IS 'First seq whose epochs may count as evidence for this version: after its registration, for a new recipe.';
 COMMENT ON COLUMN headrace.versions.rebuildable IS 'Whether the log still holds all that it read since its base, as it read it.';
 
@@ -84,11 +85,13 @@ CREATE TABLE headrace.checkpoints (
     learned bigint NOT NULL,
     bytes bigint NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
+    rates jsonb,
     PRIMARY KEY (stream, version, seq),
     FOREIGN KEY (stream, version) REFERENCES headrace.versions
 );
 COMMENT ON TABLE headrace.checkpoints IS 'A version''s state at a seq, written together with the metrics up to it.';
 COMMENT ON COLUMN headrace.checkpoints.arrays IS 'Large arrays kept in headrace.artifacts: {array name: sha256}.';
+COMMENT ON COLUMN headrace.checkpoints.rates IS 'Learning rates of each feature, for metrics.learning_rates; NULL for models without.';
 
 CREATE TABLE headrace.epochs (
     stream text NOT NULL,
@@ -144,6 +147,19 @@ CREATE TABLE headrace.slice_metrics (
     PRIMARY KEY (stream, version, epoch, slice, value)
 );
 COMMENT ON TABLE headrace.slice_metrics IS 'The same sums for each value of each slice that the stream declares.';
+
+CREATE TABLE headrace.member_metrics (
+    stream text NOT NULL,
+    version text NOT NULL,
+    epoch integer NOT NULL,
+    member text NOT NULL,
+    labels integer NOT NULL,
+    loss_sum double precision NOT NULL,
+    weight double precision NOT NULL,
+    top_weights double precision[] NOT NULL,
+    PRIMARY KEY (stream, version, epoch, member)
+);
+COMMENT ON TABLE headrace.member_metrics IS 'What each member of a stack did in an epoch, and what it weighs at its end.';
 
 CREATE TABLE headrace.training_curves (
     stream text NOT NULL,
@@ -293,6 +309,10 @@ CREATE TABLE headrace.gaps (
     labels bigint NOT NULL,
     corrections bigint NOT NULL,
     quarantined bigint NOT NULL,
+    known bigint NOT NULL,
+    forgotten bigint NOT NULL,
+    refused bigint NOT NULL,
+    erased bigint NOT NULL,
     seq_first bigint NOT NULL,
     seq_last bigint NOT NULL,
     closed_at timestamptz NOT NULL DEFAULT now()
@@ -423,7 +443,7 @@ GRANT INSERT, UPDATE, DELETE ON headrace.standbys TO headrace_intake, headrace_l
 GRANT INSERT, UPDATE, DELETE ON headrace.intake_positions, headrace.accounting, headrace.epochs TO headrace_intake;
 GRANT INSERT ON headrace.gaps TO headrace_intake;
 GRANT INSERT, DELETE ON headrace.checkpoints, headrace.artifacts TO headrace_learner, headrace_steer;
-GRANT INSERT ON headrace.epoch_metrics, headrace.slice_metrics TO headrace_learner, headrace_steer;
+GRANT INSERT ON headrace.epoch_metrics, headrace.slice_metrics, headrace.member_metrics TO headrace_learner, headrace_steer;
 GRANT UPDATE (status) ON headrace.versions TO headrace_learner;
 GRANT INSERT, UPDATE ON headrace.streams, headrace.versions, headrace.serving_history, headrace.comparisons, headrace.decisions,
     headrace.quality_results, headrace.training_curves TO headrace_steer;
