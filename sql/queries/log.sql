@@ -98,10 +98,10 @@ COPY (
 COPY (SELECT key, y, label_time, deadline FROM {schema}.held ORDER BY deadline) TO STDOUT (FORMAT binary);
 
 -- read_in_order: for long ranges; entries lie in order of seq, but a planner without statistics would collect and sort them
-SET enable_sort = off;
+SELECT set_config('enable_sort', 'off', false);
 
--- read_in_any_order: the planner's own choice again
-RESET enable_sort;
+-- read_in_any_order: the planner may sort again
+SELECT set_config('enable_sort', 'on', false);
 
 -- read_events: a range of events in order
 COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq > {after} AND seq <= {upto} ORDER BY seq) TO STDOUT (FORMAT binary);
