@@ -98,6 +98,12 @@ COPY (
 -- read_held: labels that wait for their event, in the order in which they will be given up
 COPY (SELECT key, y, label_time, deadline FROM {schema}.held ORDER BY held_id) TO STDOUT (FORMAT binary);
 
+-- read_in_order: for long ranges; entries lie in order of seq, but a planner without statistics would collect and sort them
+SELECT set_config('enable_sort', 'off', false);
+
+-- read_in_any_order: the planner may sort again
+SELECT set_config('enable_sort', 'on', false);
+
 -- read_events: a range of events in order
 COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq > {after} AND seq <= {upto} ORDER BY seq) TO STDOUT (FORMAT binary);
 

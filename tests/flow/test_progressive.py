@@ -256,7 +256,7 @@ def test_batches_of_any_size_give_the_same_bits(make: Any, log: Log) -> None:
         version, in_one_go = make(), []
         for batch in log.batches(size, upto=end):
             in_one_go += version.apply(batch, log.recall(version.wants(batch)), states=False)
-        assert (told(in_one_go), predictions(version, log)) == (outcomes[0][0], outcomes[0][2])
+        assert (told(in_one_go), state_of(version), predictions(version, log)) == outcomes[0]
 
 
 def test_a_restored_state_goes_on_to_the_bit(make: Any, log: Log) -> None:

@@ -31,9 +31,9 @@ def test_they_fall_as_labels_come(registered: Registered, origin: SmallSource, r
             known = registry.version(conn, "small", name)
             return open_version(conn, stream, known, registered.columns, b"k" * 32, ENGINE)
 
-        learner = Learner(conn, stream, registered.columns, opened)
+        learner = Learner(conn, stream, registered.columns, opened, batch=100)
         learner.begin(leases.take(conn, "small", name, timedelta(seconds=5)))
-        while learner.step():  # a checkpoint at the first epoch's end, and at the log's edge
+        while learner.step():  # a checkpoint after the first batch with an epoch's end, and at the log's edge
             pass
     rows = registered.query(
         "SELECT feature, array_agg(p50 ORDER BY seq), max(weights), bool_and(p50 <= p90 AND nonzero <= weights) "

@@ -86,11 +86,6 @@ class _Answers:
     since: Ints  # of those: the watermark of the label that is replaced
     fake: Mask  # of those: whether that one was a time-out
 
-    @property
-    def closing(self) -> Ints:
-        """The events that these labels close."""
-        return self.event[~self.late]
-
 
 @dataclass
 class _Answered:
@@ -101,6 +96,19 @@ class _Answered:
     p: Floats
     event_time: Ints
     slices: Columns  # by name, values of the slices
+    closing: Ints  # labels that close an event, whether they count or not
+    closes: Ints  # their events
+
+    def split(self, seq: int) -> tuple[_Answered, _Answered]:
+        """Labels up to a seq, and later ones."""
+        end = int(np.searchsorted(self.seq, seq, side="right"))
+        close = int(np.searchsorted(self.closing, seq, side="right"))
+        return self._part(slice(None, end), slice(None, close)), self._part(slice(end, None), slice(close, None))
+
+    def _part(self, rows: slice, close: slice) -> _Answered:
+        slices = take(self.slices, rows)
+        labels = (self.seq[rows], self.y[rows], self.p[rows], self.event_time[rows], slices)
+        return _Answered(*labels, self.closing[close], self.closes[close])
 
 
 class Progressive:
@@ -199,9 +207,9 @@ class Progressive:
         recalled
             What `wants` asked for. A correction whose event the log has no more teaches nothing.
         states
-            False when nobody will ask for `state` before the batch is through: its epochs are then learned in one go and
-            told apart in their scores, to the same bits. A model of several members reports at each epoch's end, so it goes
-            from one to the next.
+            False when `state` will be asked for at the end of the batch's last epoch only: its epochs are then learned in
+            one go, and told apart when they are scored. It gives the same bits. A model of several members reports at each
+            epoch's end, so it goes from one to the next.
 
         Raises
         ------
@@ -222,15 +230,13 @@ class Progressive:
             event_end = int(np.searchsorted(batch.event_seq, last, side="right"))
             label_end = int(np.searchsorted(batch.label_seq, last, side="right"))
             answered = self._pass(batch, slice(event, event_end), slice(label, label_end))
-            event, label, self.seq = event_end, label_end, last
-            self._open.seal(last)
-            begin = 0
+            event, label = event_end, label_end
             for epoch in epochs:
-                end = int(np.searchsorted(answered.seq, epoch.seq_last, side="right"))
-                self._score(answered, slice(begin, end))
-                begin = end
+                answered = self._score(answered, epoch.seq_last)
+                self.seq = epoch.seq_last
+                self._open.seal(self.seq)
                 yield self._end_epoch(epoch)
-        self._score(self._pass(batch, slice(event, None), slice(label, None)), slice(None))
+        self._score(self._pass(batch, slice(event, None), slice(label, None)), batch.seq_last)
         self.seq = batch.seq_last
         self._open.turn(self.seq)
 
@@ -279,9 +285,11 @@ class Progressive:
             self._take_turns(order, seqs, clock, prepared, take(rows, row), answers, outstanding)
         counts = ~answers.late & ~np.isnan(answers.y)
         said = self._open.take(answers.event[counts])
-        self._open.close(answers.closing)
         values = {name: keys[name][counts] for name in self._slices}
-        return _Answered(answers.seq[counts], answers.y[counts], said.p, said.event_time, values)
+        return _Answered(
+            *(answers.seq[counts], answers.y[counts], said.p, said.event_time, values),
+            *(answers.seq[~answers.late], answers.event[~answers.late]),
+        )
 
     def _run(
         self,
@@ -462,20 +470,25 @@ class Progressive:
             if len(run):
                 self.model.learn(take(rows, run), y[run], memo[run], weight[run], clock[run])
 
-    def _score(self, answered: _Answered, part: slice) -> None:
-        """Observed labels, and time-outs that mean negative, against what was predicted at their events."""
-        scored = ~np.isnan(answered.p[part])
+    def _score(self, answered: _Answered, upto: int) -> _Answered:
+        """Score labels up to a seq, and let go of the events that they close; gives the others.
+
+        Observed labels, and time-outs that mean negative, against what was predicted at their events.
+        """
+        now, later = answered.split(upto)
+        self._open.close(now.closes)
+        scored = ~np.isnan(now.p)
         self._learned += len(scored)
         self._unscored += int(np.count_nonzero(~scored))
-        if not scored.any():
-            return
-        y, p = answered.y[part][scored], answered.p[part][scored]
-        losses = self._sums.add(y, p)
-        self._epoch_digest.update(answered.seq[part][scored], y, p)
-        times = answered.event_time[part][scored]
-        self._times = (min(int(times.min()), self._times[0]), max(int(times.max()), self._times[1]))
-        for name, sums in self._slice_sums.items():
-            sums.add(answered.slices[name][part][scored].tolist(), y, losses, p)
+        if scored.any():
+            y, p = now.y[scored], now.p[scored]
+            losses = self._sums.add(y, p)
+            self._epoch_digest.update(now.seq[scored], y, p)
+            times = now.event_time[scored]
+            self._times = (min(int(times.min()), self._times[0]), max(int(times.max()), self._times[1]))
+            for name, sums in self._slice_sums.items():
+                sums.add(now.slices[name][scored].tolist(), y, losses, p)
+        return later
 
     def _begin_epoch(self) -> None:
         self._sums, self._epoch_digest = ScoreSums(), EpochDigest(self.digest)

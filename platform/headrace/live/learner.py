@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
@@ -129,16 +130,13 @@ class Learner:
             return False
         started, before = time.monotonic(), at.seq
         upto = min(at.seq + self.batch, position.seq)
-        batch, scores = read_on(self.conn, self.stream.name, self.columns, at, upto)
+        batch, scores = read_on(self.conn, self.stream.name, self.columns, at, upto, states=False)
         self.conn.commit()
-        for score in scores:
-            self._pending.append((score, self._cost()))
-            if self.lease is None:
-                self._witness.saw([score])
-            self.live.learned += score.learned
-            at_edge = position.epoch.number == score.epoch.epoch + 1
-            if self.lease is not None and (at_edge or time.monotonic() - self._written > _CHECKPOINT_SECONDS):
-                self.write(score.epoch.epoch)
+        ended = list(islice(scores, len(batch.epochs)))  # to the last one's end, where the state may be asked for
+        if ended:
+            self._end(ended, at_edge=position.epoch.number == ended[-1].epoch.epoch + 1)
+        beyond = next(scores, None)  # learns what is left of the batch
+        assert beyond is None
         self._through = batch.received_through
         seconds = time.monotonic() - started
         self._rate = (at.seq - before) / max(seconds, 1e-6)
@@ -147,6 +145,15 @@ class Learner:
         elif position.seq - at.seq > 2 * self.batch:
             self.caught_up = False
         return True
+
+    def _end(self, scores: list[EpochScore], *, at_edge: bool) -> None:
+        """Epochs that were learned in one go: note what they cost, and write them when it is time."""
+        self._pending += zip(scores, self._costs(scores), strict=True)
+        if self.lease is None:
+            self._witness.saw(scores)
+        self.live.learned += sum(score.learned for score in scores)
+        if self.lease is not None and (at_edge or time.monotonic() - self._written > _CHECKPOINT_SECONDS):
+            self.write(scores[-1].epoch.epoch)
 
     def write(self, epoch: int) -> None:
         """Checkpoint, metrics and position in one transaction; at an epoch's end."""
@@ -187,10 +194,13 @@ class Learner:
         assert self.lease is not None  # a standby does not write
         return self.lease
 
-    def _cost(self) -> EpochCost:
+    def _costs(self, scores: list[EpochScore]) -> list[EpochCost]:
+        """What each epoch cost, by its labels: they were learned together."""
         before, self._cpu = self._cpu, time.process_time()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return EpochCost(self._cpu - before, peak, "live" if self.caught_up else "replay")
+        mode = "live" if self.caught_up else "replay"
+        labels = [score.learned + 1 for score in scores]
+        return [EpochCost((self._cpu - before) * n / sum(labels), peak, mode) for n in labels]
 
 
 def _eta(entries: int, per_second: float) -> str:

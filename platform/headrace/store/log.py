@@ -43,6 +43,7 @@ from headrace.store import db
 from headrace.store.queries import all_queries, query
 from headrace.store.source import Feed
 
+_LONG = 2_000  # entries, to read which the planner may think of a sort
 _FOLLOW = 200_000  # entries that a join takes over at a time
 _ERASED = b"\0erased"  # what stands for the key of an event that was erased: no type has such wire bytes
 _KINDS = np.array([kind.name.lower() for kind in LabelKind], dtype=object)
@@ -422,9 +423,14 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
     ServerError
         When some are missing.
     """
+    long = upto - after > _LONG
+    if long:
+        db.run(conn, "read_in_order")
     events, event_columns = _read_events(conn, "read_events", stream, columns, after=after, upto=upto)
     labels = _unpack(conn, "read_labels", stream, 8, after=after, upto=upto)
     segments = _unpack(conn, "read_segments", stream, 3, after=after, upto=upto)
+    if long:
+        db.run(conn, "read_in_any_order")
     starts, watermarks = decode(segments, 0, INT8).values, decode(segments, 1, TIMESTAMPTZ).values
     label_seq = decode(labels, 0, INT8).values
     if len(events) + len(label_seq) != upto - after:

@@ -125,8 +125,15 @@ def read_on(
     columns: Sequence[LogColumn],
     progressive: Progressive,
     upto: int,
+    *,
+    states: bool = True,
 ) -> tuple[LogBatch, Iterator[EpochScore]]:
     """The log's next entries, up to a seq that it has, and what a version makes of them as the iterator goes on.
+
+    Parameters
+    ----------
+    states
+        As in `Progressive.apply`.
 
     Raises
     ------
@@ -134,7 +141,7 @@ def read_on(
         When retention has dropped some of them, or events that their labels answer.
     """
     batch = log.read(conn, stream, _read_by(progressive, columns), progressive.seq, upto)
-    return batch, progressive.apply(batch, _recalled(conn, stream, columns, progressive, batch))
+    return batch, progressive.apply(batch, _recalled(conn, stream, columns, progressive, batch), states=states)
 
 
 def read_through(
