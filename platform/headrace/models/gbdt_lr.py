@@ -2,8 +2,8 @@
 
 He et al. (2014): the leaf that each tree puts a row in is a categorical feature. The trees' score is the fixed part of
 the logit and every weight starts at zero, so the model starts as good as its trees, owes nothing to labels they were
-trained on, and moves as labels come. Without the fixed part it starts there, too, and moves away from it. Weights follow FTRL-Proximal. The trees come as an artifact and are no part of the
-state.
+trained on, and moves as labels come. Without the fixed part it starts there, too, and moves away from it. Weights follow
+FTRL-Proximal. The trees come as an artifact and are no part of the state.
 """
 
 from __future__ import annotations
