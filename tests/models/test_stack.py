@@ -280,6 +280,19 @@ def test_new_trees_take_the_former_ones_places(trained: Trained, stream: Make) -
         assert refitted.save()[0][name].tobytes() == started.save()[0][name].tobytes()
 
 
+def test_the_walk_knows_no_label_before_its_entry(trained: Trained, stream: Make) -> None:
+    X, y, _, label_times = stream(600, seed=12)
+    event_seq, label_seq = 2 * np.arange(600), 2 * np.arange(600) + 41  # twenty events later
+    cut, said = 600, []
+    for labels in (y, np.where(label_seq >= cut, 1.0 - y, y)):
+        walk = Walk(X, event_seq, np.ones(600, dtype=np.bool_), np.arange(600), label_seq, label_times, labels)
+        walk.go(build.stack(recipes.stack(), trained.ensemble), 0, 1199)
+        said.append(walk.p)
+    before = event_seq < cut
+    assert said[0][before].tobytes() == said[1][before].tobytes()
+    assert np.abs(said[0][event_seq > cut + 40] - said[1][event_seq > cut + 40]).max() > 0.05
+
+
 def test_the_label_mean_is_of_the_last_labels() -> None:
     model, y = LabelMean(labels=10), np.random.default_rng(11).integers(0, 2, 300).astype(np.float64)
     model.learn(model.prepare({"a": y}), y, np.empty((300, 0)), np.ones(300), np.zeros(300, dtype=np.int64))

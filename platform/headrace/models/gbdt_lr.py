@@ -2,8 +2,8 @@
 
 He et al. (2014): the leaf that each tree puts a row in is a categorical feature. The trees' score is the fixed part of
 the logit and every weight starts at zero, so the model starts as good as its trees, owes nothing to labels they were
-trained on, and moves as labels come. Weights follow FTRL-Proximal. The trees come as an artifact and are no part of the
-state.
+trained on, and moves as labels come. Without the fixed part it starts there, too, and moves away from it. Weights follow
+FTRL-Proximal. The trees come as an artifact and are no part of the state.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class GbdtLr:
     table_bits
         Size of the hash table.
     offset
-        Whether the trees' score is a fixed part of the logit.
+        Whether the trees' score is a fixed part of the logit. If not, the leaves' weights start at the trees' own values,
+        which fade as labels come.
     """
 
     memo_width = 0
@@ -77,7 +78,22 @@ class GbdtLr:
         )
         self._categories = tuple((name, seed_of(f"gbdt_lr {name}")) for name in categories)
         self._offset = float(offset)
-        self._weights = np.zeros((self._leaves + (1 << table_bits), 4))
+        self._table_bits = table_bits
+        self._weights = self._begin()
+        self._work_out()
+
+    def _begin(self) -> Floats:
+        """The rows before any label: of leaves, the trees' own values when the score is no term of its own."""
+        weights = np.zeros((self._leaves + (1 << self._table_bits), 4))
+        if not self._offset:
+            weights[: self._leaves, _Z] = -self._ensemble.trees.leaf_value / self._alphas[0]
+        return weights
+
+    def _work_out(self) -> None:
+        """Root and weight of every row, from its z and n."""
+        alphas = np.full(len(self._weights), self._alphas[-1])
+        alphas[: self._leaves] = self._alphas[0]
+        _work_out(self._weights, alphas)
 
     def prepare(self, X: Columns) -> Columns:
         """Return the trees' score, and int32[n, trees + categories] rows of the weights, -1 for a missing value."""
@@ -145,11 +161,9 @@ class GbdtLr:
             raise ModelError(
                 f"found weights for {meta['rows']} features, expected {len(self._weights)}: load them with their own trees"
             )
-        self._weights[:] = 0.0
+        self._weights = self._begin()
         self._weights[arrays["row"], _Z], self._weights[arrays["row"], _N] = arrays["z"], arrays["n"]
-        alphas = np.full(len(self._weights), self._alphas[-1])
-        alphas[: self._leaves] = self._alphas[0]
-        _work_out(self._weights, alphas)
+        self._work_out()
 
 
 @kernel
