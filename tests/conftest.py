@@ -281,7 +281,8 @@ class Registered:
     @contextmanager
     def _as_intake(self) -> Iterator[tuple[Any, leases.Lease]]:
         with closing(db.connect(self.dsn, role="headrace_intake")) as conn:
-            lease = leases.take(conn, self.stream.name, "intake", timedelta(seconds=5))
+            # The one before may have ended without a word: its backend takes a moment to notice.
+            lease = leases.take(conn, self.stream.name, "intake", timedelta(seconds=5), patience=timedelta(seconds=5))
             with leases.kept(self.dsn, lease, "headrace_intake"):
                 yield conn, lease
 
