@@ -156,7 +156,7 @@ def test_predictions_can_be_scored_again(found: Worth, tmp_path: Path) -> None:
 def test_the_document_is_plain_json(found: Worth) -> None:
     document = json.loads(json.dumps(found.document(), allow_nan=False))
     assert set(document["families"]) == {"batch", "online", "hybrid"}
-    assert set(document["models"]["ftrl"]) == {"log_loss", "ne", "auc", "calibration", "us_per_label", "family"}
+    assert set(document["models"]["ftrl_slow"]) == {"log_loss", "ne", "auc", "calibration", "us_per_label", "family"}
     assert set(document["freshness"][LIVE]) == {"log_loss", "cpu_s"}
     assert document["advice"]["verdict"] in ("yes", "no", "not_yet") and len(document["advice"]["reasons"]) == 5
 

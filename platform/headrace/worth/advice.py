@@ -166,17 +166,23 @@ def _staleness_reason(race: Race, curve: Curve) -> str:
 def _drift_reason(race: Race, over_never: Gain) -> str:
     """Trees that are trained once lose more with time where the world changes, and the same where it does not."""
     frozen = next(ran.p for ran in race.ran if ran.entrant.name == "batch_frozen")
-    thirds = []
-    for rows in np.array_split(np.arange(len(race.y)), 3):
-        sums = ScoreSums()
-        sums.add(race.y[rows], frozen[race.scored[rows]])
-        thirds.append(sums.normalised_entropy)
-    grown = thirds[2] / thirds[0] - 1.0
+    thirds = np.array_split(np.arange(len(race.y)), 3)
+    (early, early_error), (late, late_error) = (
+        _entropy(race.y[r], frozen[race.scored[r]]) for r in (thirds[0], thirds[2])
+    )
+    proven = late - early > student.ppf(1.0 - ALPHA, len(thirds[0])) * np.hypot(early_error, late_error)
     return (
-        f"Does the world change: {'it does' if grown > MIN_GAIN else 'hardly'}. Trees trained once have a normalised entropy of "
-        f"{thirds[0]:.4f} in the first third after their training and {thirds[2]:.4f} in the last ({grown:+.2%}). Live weights "
+        f"Does the world change: {'it does' if proven and late / early - 1.0 > MIN_GAIN else 'hardly'}. Trees trained once have "
+        f"a normalised entropy of {early:.4f} in the first third after their training and {late:.4f} in the last. Live weights "
         f"lose {over_never} less than weights that learned nothing after the first fifth; part of it is more data."
     )
+
+
+def _entropy(y: Floats, p: Floats) -> tuple[float, float]:
+    """The normalised entropy, and its standard error if the label rate is known."""
+    sums = ScoreSums()
+    losses = sums.add(y, p)
+    return sums.normalised_entropy, float(losses.std() / np.sqrt(len(y)) * sums.normalised_entropy / losses.mean())
 
 
 def _rates(race: Race) -> dict[str, float]:

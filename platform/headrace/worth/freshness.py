@@ -14,9 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from headrace.definition import recipes
 from headrace.models.contract import Floats, Model, take
 from headrace.worth.past import Past
-from headrace.worth.race import DAY, STACK, Entrant, Prepared, Told, Training, Walker, bounds, first_row, grain
+from headrace.worth.race import DAY, Entrant, Prepared, Told, Training, Walker, bounds, first_row, grain
 
 LIVE = "each label"
 NEVER = "never"
@@ -59,7 +60,7 @@ class Curve:
 
 def freshness(past: Past, trainings: Sequence[Training], told: Told) -> Curve:
     """Follow the past once, with every interval that fits into its scored part three times."""
-    walker, start = Walker(past, Entrant("hybrid", STACK), trainings), trainings[1].entry
+    walker, start = Walker(past, Entrant("hybrid", recipes.stack()), trainings), trainings[1].entry
     span = int(past.event_time[-1] - past.event_time[first_row(past)])
     wanted = {NEVER: span + 1} | {name: every for name, every in INTERVALS.items() if 3 * every <= span}
     served = {name: Served(every, np.full(len(past.event_time), np.nan)) for name, every in wanted.items()}

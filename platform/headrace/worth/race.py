@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, Literal
@@ -57,32 +57,17 @@ class Entrant:
         return self.recipe.name
 
 
-_LINEAR = (
-    recipes.label_mean(),
-    recipes.ftrl(alpha=0.01, target_means=True),
-    recipes.ftrl(name="ftrl_quick", alpha=0.1, target_means=True),
-)
-_ON_TREES = (recipes.gbdt_lr(), recipes.gbdt_lr(name="gbdt_lr_slow", leaf_alpha=0.0003, category_alpha=0.003))
-_PAIRS = (
-    recipes.ftrl(name="ftrl_pairs", alpha=0.003, pairs=True, target_means=True),
-    recipes.ftrl(name="ftrl_pairs_quick", alpha=0.03, pairs=True, target_means=True),
-)
-
-STACK = recipes.stack(members=(recipes.lightgbm(), *_LINEAR, *_ON_TREES))
-"""The model whose weights are served at different ages. None of its members forgets when the trees change."""
-
-
 def entrants(own: Sequence[Recipe] = ()) -> list[Entrant]:
-    """Who races: the usual ones, and a stream's own recipes; what has trees gets the race's."""
+    """Who races: trees by themselves, what a stack is made of, a stream's own recipes; what has trees gets the race's."""
     raw = 0.0  # the scale of a recalibration that never moves
     usual = [
         Entrant("batch", recipes.lightgbm(name="batch_frozen", scale=raw), retrains=False),
         Entrant("batch", recipes.lightgbm(name="batch_scheduled", scale=raw)),
         Entrant("batch", recipes.lightgbm(name="batch_frozen_recalibrated"), retrains=False),
-        Entrant("batch", recipes.lightgbm(name="batch_recalibrated")),
-        *(Entrant("online", recipe) for recipe in (*_LINEAR, *_PAIRS)),
-        *(Entrant("hybrid", recipe) for recipe in _ON_TREES),
     ]
+    for member in recipes.default_members():
+        name = "batch_recalibrated" if member.kind == "lightgbm" else member.name
+        usual.append(Entrant(_family(member), replace(member, name=name, target_means=True)))
     taken = {recipe.name for recipe in own}
     mine = [Entrant(_family(recipe), recipe) for recipe in own if recipe.kind != "stack"]
     return mine + [entrant for entrant in usual if entrant.name not in taken]
