@@ -201,7 +201,7 @@ def test_shared_columns_are_prepared_once(trained: Trained, stream: Make) -> Non
 
 def alone_and_stacked(trained: Trained, X: Any, y: Floats) -> tuple[Any, Any]:
     """What each member of a stack predicts within it and on its own."""
-    recipe = recipes.stack()
+    recipe = recipes.stack(target_means=False)  # learns at larger rates
     order = np.stack([np.arange(len(y)), ~np.arange(len(y))], axis=1).ravel()
     stack = build.stack(recipe, trained.ensemble)
     turns = turns_of(order, y, np.ones(len(y)), stack.memo_width)
@@ -223,7 +223,7 @@ def test_members_predict_what_they_would_alone(trained: Trained, stream: Make) -
     X, y, _, _ = stream(400, seed=7)
     within, outside = alone_and_stacked(trained, X, y)
     np.testing.assert_allclose(within, np.clip(outside, 1e-3, 1 - 1e-3), rtol=2e-2, atol=1e-4)
-    assert np.ptp(outside, axis=0).min() > 0.05
+    assert np.ptp(outside, axis=0).min() > 0.02
 
 
 def go_on(folder: str) -> None:
