@@ -134,6 +134,7 @@ class Worth:
             for name, m in sorted(document["models"].items(), key=lambda item: item[1]["log_loss"])
         )
         families = ", ".join(f"{family} {loss:.5f}" for family, loss in document["families"].items())
+        legend = " &nbsp; ".join(f"<span style='color:{_COLOURS[family]}'>■</span> {family}" for family in FAMILIES)
         said = "".join(f"<li>{escape(reason)}</li>" for reason in (*self.advice.reasons, *self.race.past.remarks))
         return (
             f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(document['name'])}: worth training "
@@ -142,7 +143,8 @@ class Worth:
             f"{document['to'][:10]}; scored on the last {document['scored']:,}.</p>"
             f"<p class='verdict'><strong>{escape(VERDICTS[self.advice.verdict])}</strong></p><ul>{said}</ul>"
             f"<h2>Freshness: log loss when the weights that serve are so old</h2>{self.curve_picture()}"
-            f"<h2>The race</h2>{self.race_picture()}<p>Each family stacked by the same rule: {families}.</p>"
+            f"<h2>The race: log loss of each model</h2><p>{legend}</p>{self.race_picture()}"
+            f"<p>Each family stacked by the same rule: {families}.</p>"
             "<table><tr><th>model</th><th>family</th><th>log loss</th><th>NE</th><th>AUC</th><th>calibration</th>"
             f"<th>CPU µs a label</th></tr>{rows}</table></body></html>"
         )
