@@ -178,6 +178,9 @@ def test_rates_and_uncertainty_fall_as_labels_come(stream: Make) -> None:
     assert rates["carrier"].weights == 4
     assert rates["tail"].weights > 300
     assert rates["tail"].nonzero < rates["tail"].weights
+    plain = Ftrl()
+    online(plain, {"carrier": X["carrier"]}, y)
+    assert [rate.feature for rate in plain.rates()] == ["carrier", "bias"]
     assert 0 < rates["bias"].p50 < rates["carrier"].p50 < rates["tail"].p50 <= rates["tail"].p90 <= 0.1
 
 
