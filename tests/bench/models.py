@@ -17,8 +17,10 @@ Times are CPU seconds of all threads, the median of several runs where one is sh
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,13 +102,15 @@ def by_oracles(batch: LogBatch, **params: float) -> dict[str, dict[str, float]]:
     twice = np.insert(order, np.flatnonzero(order < 0), n - 1 - order[order < 0])  # asked again before its label
     p = model.run(twice, again, X, batch.y, np.ones(len(batch.y)), batch.clock_labels, row)
     seen = oracles.Seen.of(X["keys"], X["numbers"], order, row, batch.y)
-    vw, river = oracles.Vw(seen, params), oracles.by_river(seen, params)
-    found = {"ftrl": (p[:n], p[n:]), "vw": vw.predictions(), "river": river}
+    with tempfile.TemporaryDirectory() as folder:
+        vw = oracles.Vw(seen, params, Path(folder))
+        found = {"ftrl": (p[:n], p[n:]), "vw": vw.predictions(), "river": oracles.by_river(seen, params)}
+        times = {"vw": vw.seconds(_RUNS), "vw, labels only": vw.seconds(_RUNS, labels_only=True)}
     losses = {
         name: {"log_loss": log_loss(batch.y, at_event[row]), "at_once": log_loss(batch.y, at_label)}
         for name, (at_event, at_label) in found.items()
     }
-    for name, (cpu, wall) in (("vw", vw.seconds(_RUNS)), ("vw, labels only", vw.seconds(_RUNS, labels_only=True))):
+    for name, (cpu, wall) in times.items():
         losses.setdefault(name, {})
         losses[name] |= {"us_per_sample": 1e6 * cpu / len(batch.y), "us_wall": 1e6 * wall / len(batch.y)}
     return {name: {key: round(value, 5) for key, value in values.items()} for name, values in losses.items()}
@@ -162,13 +166,13 @@ def by_stack(batch: LogBatch, recipe: Recipe) -> tuple[Floats, float]:
 
 
 def progressive(batch: LogBatch) -> float:
-    """CPU seconds of `ftrl` in the learner's code."""
+    """CPU seconds of `ftrl` in the code of a learner that catches up."""
     stream = load_file(_FLIGHTS)
     columns = in_columns(batch)
 
     def go() -> Floats:
         version = Progressive(Ftrl(**recipes.ftrl().params), Encoder(stream), None, stream.slices, 1, GENESIS)
-        list(version.apply(LogBatch(**{**vars(batch), "events": columns})))
+        list(version.apply(LogBatch(**{**vars(batch), "events": columns}), states=False))
         return np.empty(0)
 
     _timed(go)

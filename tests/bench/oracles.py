@@ -8,7 +8,6 @@ whole table fits the cache: it is at its best. Its C++ runs over a file; an exam
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -91,12 +90,11 @@ class Seen:
 
 
 class Vw:
-    """VW over the same entries, from a file and then from its cache."""
+    """VW over the same entries, from a file in a folder and then from its cache."""
 
-    def __init__(self, seen: Seen, params: Mapping[str, float]) -> None:
+    def __init__(self, seen: Seen, params: Mapping[str, float], folder: Path) -> None:
         self._seen = seen
-        self._folder = tempfile.TemporaryDirectory()
-        self._whole, self._labels = (Path(self._folder.name) / name for name in ("entries", "labels"))
+        self._whole, self._labels = folder / "entries", folder / "labels"
         self._arguments = ["--ftrl", "--ftrl_alpha", str(params["alpha"]), "--ftrl_beta", str(params["beta"])]
         self._arguments += ["--l1", str(params["l1"]), "--l2", str(params["l2"])]
         self._arguments += ["--loss_function", "logistic", "--link", "logistic", "--quiet"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.bench.oracles import Seen, Vw
 
 from headrace.definition import recipes
 from headrace.errors import ModelError
@@ -76,6 +78,23 @@ def test_equals_the_papers_algorithm(stream: Make, params: dict[str, float]) -> 
     X, y, _, _ = stream(1_500)
     ours = online(Ftrl(**params, bins=False), X, y)  # type: ignore[arg-type]
     np.testing.assert_allclose(ours, plainly(X, y, **params), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.5])
+def test_equals_vw(stream: Make, tmp_path: Path, l1: float) -> None:
+    """Labels come late and in another order; VW computes in single precision."""
+    X, y, _, _ = stream(3_000)
+    delay = np.random.default_rng(3).integers(1, 200, 3_000)
+    row = np.argsort(np.arange(3_000) + delay, kind="stable")
+    times = np.concatenate([np.arange(3_000), np.sort(np.arange(3_000) + delay)])
+    order = np.argsort(times, kind="stable")
+    order = np.where(order < 3_000, order, 2_999 - order)
+    params = {"alpha": 0.2, "beta": 1.0, "l1": l1, "l2": 0.1}
+    model = Ftrl(**params, bins=False)  # type: ignore[arg-type]
+    prepared = model.prepare(X)
+    p = model.run(order, prepared, prepared, y[row], np.ones(3_000), np.arange(3_000), row)
+    at_event, _ = Vw(Seen.of(prepared["keys"], prepared["numbers"], order, row, y[row]), params, tmp_path).predictions()
+    np.testing.assert_allclose(p, at_event, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +197,9 @@ def test_rates_and_uncertainty_fall_as_labels_come(stream: Make) -> None:
     assert rates["carrier"].weights == 4
     assert rates["tail"].weights > 300
     assert rates["tail"].nonzero < rates["tail"].weights
+    plain = Ftrl()
+    online(plain, {"carrier": X["carrier"]}, y)
+    assert [rate.feature for rate in plain.rates()] == ["carrier", "bias"]
     assert 0 < rates["bias"].p50 < rates["carrier"].p50 < rates["tail"].p50 <= rates["tail"].p90 <= 0.1
 
 

@@ -2,8 +2,9 @@
 
 McMahan et al., "Ad Click Prediction: a View from the Trenches" (2013), sections 3.1 and 4. Every value of a category has a
 weight of its own in a table without collisions; a number has a linear weight on its standardised value, and, with `bins`,
-a weight for each half or so of its spread, as a category would. All of it is one compiled pass, exactly sequential: a
-range of the log gives the same bits however it is cut.
+one for each quarter of a standard deviation, as a category would. All of it is one compiled pass, exactly sequential: a
+range of the log gives the same bits however it is cut. A row's features are laid out side by side, so that their roots and
+divisions are worked out several at a time.
 """
 
 from __future__ import annotations
@@ -173,8 +174,9 @@ class Ftrl:
         group = (cells[used, KEY] >> _GROUP_BITS).astype(np.int64)
         weights, linear = self._table.floats[used, OWN:], self._linear.T
         parts = [(name, weights[group == number], share) for number, name in enumerate(self._layout.names(), start=1)]
-        bins = zip(self._layout.numbers, self._bins.reshape(len(self._layout.numbers), -1, 3), strict=True)
-        parts += [(f"{name} (bins)", own[own[:, _ROOT] > 0.0], 1.0) for name, own in bins]
+        for at, name in enumerate(self._layout.numbers):
+            own = self._bins[at * _PLACES : (at + 1) * _PLACES]
+            parts.append((f"{name} (bins)", own[own[:, _ROOT] > 0.0], 1.0))
         parts += [(name, linear[at : at + 1], 1.0) for at, name in enumerate((*self._layout.numbers, "bias"))]
         return [self._rates_of(name, own, looked_at) for name, own, looked_at in parts if len(own)]
 
