@@ -21,7 +21,7 @@ Arrays = dict[str, NDArray[Any]]
 Ints = NDArray[np.int64]
 
 PAGE = 131_072  # entries of the log whose events share a page
-RECENT = 131_072  # events whose features stay in memory; up to twice as many between two batches
+RECENT = 65_536  # events whose features stay in memory; up to twice as many between two batches
 
 
 class _Grown:
