@@ -270,7 +270,9 @@ def _fit(
     # Labels from the first held-out event on: none of them was known when the first part ended.
     judged = (window.label_seq >= epochs[0][1]) & (window.label_seq <= epochs[-1][2])
     asked = window.label_row[judged]
-    heldout = {"epoch_first": epochs[0][0], "epoch_last": epochs[-1][0]}
+    heldout: dict[str, Any] = {"epoch_first": epochs[0][0], "epoch_last": epochs[-1][0]}
+    if trained.searched is not None:
+        heldout["search"] = vars(trained.searched)
     if recipe.kind == "stack":
         model, p, half = _walk(recipe, window, cut, trained, threads)
         p = p[asked]

@@ -65,6 +65,8 @@ class Recipe:
         rules = _RULES.get(self.kind, {})
         given = [(name, self.params[name], fine, says) for name, (fine, says) in rules.items() if name in self.params]
         found = [f"found {name}={value}, expected {says}" for name, value, fine, says in given if not fine(value)]
+        if "search" in self.params and not _is_budget(**self.params["search"]):
+            found.append(f"found search={self.params['search']}, expected at least one trial, or seconds above 0")
         return found + (list(_of_members(self)) if self.kind == "stack" else [])
 
     def config(self) -> dict[str, Any]:
@@ -77,6 +79,11 @@ class Recipe:
             "build": None if self.build is None else _source_hash(self.build),
             "members": [member.config() for member in self.members],
         }
+
+
+def _is_budget(trials: int | None, seconds: float | None) -> bool:
+    some = trials is not None or seconds is not None
+    return some and (trials is None or trials >= 1) and (seconds is None or seconds > 0)
 
 
 def _of_members(stack: Recipe) -> Iterator[str]:
@@ -150,14 +157,28 @@ def ftrl(
     return Recipe("ftrl", name, target_means, {**own, "expire_after": expires, "max_weights": max_weights})
 
 
-def lightgbm(*, name: str = "lightgbm", target_means: bool = True, **params: Any) -> Recipe:
+@dataclass(frozen=True)
+class Search:
+    """The budget of a search for LightGBM's parameters at each bootstrap: whichever ends first, one of them at least."""
+
+    trials: int | None = None
+    seconds: float | None = None
+
+
+def lightgbm(
+    *, name: str = "lightgbm", target_means: bool = True, search: Search | None = None, **params: Any
+) -> Recipe:
     """Boosted trees, trained by bootstrap and then frozen; their logit is recalibrated online. `params` go to LightGBM."""
-    return Recipe("lightgbm", name, target_means, params)
+    return Recipe("lightgbm", name, target_means, params | _budget(search))
 
 
-def gbdt_lr(*, name: str = "gbdt_lr", target_means: bool = True, **params: Any) -> Recipe:
+def gbdt_lr(*, name: str = "gbdt_lr", target_means: bool = True, search: Search | None = None, **params: Any) -> Recipe:
     """Leaves of boosted trees as features of a logistic regression that learns online (He et al. 2014)."""
-    return Recipe("gbdt_lr", name, target_means, params)
+    return Recipe("gbdt_lr", name, target_means, params | _budget(search))
+
+
+def _budget(search: Search | None) -> dict[str, Any]:
+    return {} if search is None else {"search": vars(search)}
 
 
 def label_mean(*, name: str = "label_mean", labels: float = 200) -> Recipe:
@@ -166,7 +187,12 @@ def label_mean(*, name: str = "label_mean", labels: float = 200) -> Recipe:
 
 
 def stack(
-    *, name: str = "stack", target_means: bool = True, members: Sequence[Recipe] | None = None, **params: Any
+    *,
+    name: str = "stack",
+    target_means: bool = True,
+    members: Sequence[Recipe] | None = None,
+    search: Search | None = None,
+    **params: Any,
 ) -> Recipe:
     """Several models combined online, each weighed by what its predictions were worth lately.
 
@@ -180,9 +206,8 @@ def stack(
         For LightGBM: the trees are trained once for all members that have trees.
     """
     chosen = default_members(target_means=target_means) if members is None else members
-    return Recipe(
-        "stack", name, target_means, params, members=tuple(replace(m, target_means=target_means) for m in chosen)
-    )
+    mine = tuple(replace(m, target_means=target_means) for m in chosen)
+    return Recipe("stack", name, target_means, params | _budget(search), members=mine)
 
 
 def lean_members(*, target_means: bool = True) -> tuple[Recipe, ...]:

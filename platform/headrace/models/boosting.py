@@ -20,6 +20,7 @@ from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models import snapshot, trees
 from headrace.models.contract import Floats, row_count
+from headrace.models.search import SPACE, Searched, search
 from headrace.models.text import is_category, keys_of
 
 MAX_CATEGORIES = 256
@@ -36,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
 
 MAX_TREES = 1000
 PATIENCE = 30  # trees without a better held-out loss before training stops
+
+_USUAL: dict[str, Any] = {"lambda_l2": SPACE["lambda_l2"][0]}  # LightGBM's own is 0, which has no logarithm
 
 # Not the recipe's to change: equal trees for equal windows, and the objective that everything above expects.
 _FIXED: dict[str, Any] = {
@@ -163,6 +166,8 @@ class Trained:
         Log loss after each tree.
     best_trees
         Number of trees with the least held-out loss.
+    searched
+        What the search for parameters found, when the recipe asked for one.
     """
 
     ensemble: Ensemble
@@ -171,6 +176,7 @@ class Trained:
     curve_train: tuple[float, ...]
     curve_valid: tuple[float, ...]
     best_trees: int
+    searched: Searched | None = None
 
 
 def train(
@@ -192,7 +198,8 @@ def train(
     event_time, label_time
         int64[n] microseconds. Rows whose label came after the first held-out event teach nothing before it.
     params
-        LightGBM's parameters, over `DEFAULTS`; also `max_trees`, `patience`, `max_categories`.
+        LightGBM's parameters, over `DEFAULTS`; also `max_trees`, `patience`, `max_categories`, and `search` with the
+        budget of a search, {"trials": n or None, "seconds": s or None}.
     valid_fraction
         Share of the rows to hold out, the last ones.
     threads
@@ -208,6 +215,7 @@ def train(
     own = dict(params or {})
     rounds, patience = int(own.pop("max_trees", MAX_TREES)), int(own.pop("patience", PATIENCE))
     encoding = Encoding.fit(X, int(own.pop("max_categories", MAX_CATEGORIES)))
+    budget = own.pop("search", None)
     settings = DEFAULTS | own | _FIXED | {"num_threads": threads}
 
     valid_from = _split(y, event_time, label_time, valid_fraction)
@@ -225,19 +233,35 @@ def train(
             free_raw_data=False,
         )
 
-    first = data(early)
     curves: dict[str, dict[str, list[float]]] = {}
-    booster = lightgbm.train(
-        settings,
-        first,
-        rounds,
-        valid_sets=[first, data(slice(valid_from, None), first)],
-        valid_names=["train", "valid"],
-        callbacks=[
-            lightgbm.early_stopping(patience, first_metric_only=True, verbose=False),
-            lightgbm.record_evaluation(curves),
-        ],
-    )
+
+    def fit(rows: NDArray[np.intp], valid: slice | NDArray[np.intp], params: Mapping[str, Any]) -> Any:
+        first = data(rows)
+        return lightgbm.train(
+            {**settings, **params},
+            first,
+            rounds,
+            valid_sets=[first, data(valid, first)],
+            valid_names=["train", "valid"],
+            callbacks=[
+                lightgbm.early_stopping(patience, first_metric_only=True, verbose=False),
+                lightgbm.record_evaluation(curves),
+            ],
+        )
+
+    searched = None
+    if budget is not None:
+        settings["feature_pre_filter"] = False  # which features can be split depends on what is searched
+        inner_from = early[_split(y[early], event_time[early], label_time[early], valid_fraction)]
+        learning = early[(early < inner_from) & (label_time[early] < event_time[inner_from])]
+        judging = early[early >= inner_from]
+
+        def evaluate(params: Mapping[str, Any]) -> float:
+            return float(fit(learning, judging, params).best_score["valid"]["binary_logloss"])
+
+        searched = search(evaluate, _USUAL | DEFAULTS, own, budget["trials"], budget["seconds"])
+        settings |= searched.params
+    booster = fit(early, slice(valid_from, None), {})
     best = max(1, booster.best_iteration)
     final = lightgbm.train(settings, data(slice(None)), best)
     return Trained(
@@ -247,6 +271,7 @@ def train(
         curve_train=tuple(curves["train"]["binary_logloss"]),
         curve_valid=tuple(curves["valid"]["binary_logloss"]),
         best_trees=best,
+        searched=searched,
     )
 
 

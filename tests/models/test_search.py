@@ -1,0 +1,84 @@
+"""A search for LightGBM's parameters: within its budget, never worse than no search, and blind to what judges candidates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headrace.definition import recipes
+from headrace.models.boosting import DEFAULTS, train
+from headrace.models.search import SPACE, search
+
+Make = Callable[..., Any]  # the fixture that makes a small stream
+FEW = {"search": {"trials": 6, "seconds": None}, "max_trees": 30}
+
+
+def bowl(params: Mapping[str, Any]) -> float:
+    """Least at 20 leaves and a learning rate of a tenth."""
+    return float(np.log(params["num_leaves"] / 20) ** 2 + np.log(params["learning_rate"] / 0.1) ** 2)
+
+
+def test_it_finds_what_is_better_and_begins_with_the_usual() -> None:
+    asked: list[Mapping[str, Any]] = []
+
+    def evaluate(params: Mapping[str, Any]) -> float:
+        asked.append(params)
+        return bowl(params)
+
+    usual = DEFAULTS | {"lambda_l2": 1e-3, "num_leaves": 100}
+    found = search(evaluate, usual, {"feature_fraction": 0.7}, trials=40, seconds=None)
+    assert found.trials == len(asked) == 40
+    assert asked[0] == {name: usual[name] for name in SPACE if name != "feature_fraction"}
+    assert found.usual == bowl(asked[0]) > 10 * found.log_loss
+    assert found.log_loss == min(map(bowl, asked)) == bowl(found.params)
+    assert "feature_fraction" not in found.params, "the recipe sets it"
+    assert search(bowl, usual, {}, 10, None) == search(bowl, usual, {}, 10, None), "the same every time"
+
+
+def test_seconds_are_a_budget_too() -> None:
+    began = time.monotonic()
+
+    def slow(params: Mapping[str, Any]) -> float:
+        time.sleep(0.05)
+        return bowl(params)
+
+    found = search(slow, DEFAULTS | {"lambda_l2": 1e-3}, {}, trials=None, seconds=0.5)
+    assert 1 <= found.trials <= 11 and time.monotonic() - began < 30
+    assert search(bowl, DEFAULTS | {"lambda_l2": 1e-3}, {}, trials=None, seconds=1e-9).trials == 1
+
+
+def test_training_takes_what_it_found(stream: Make) -> None:
+    """The usual 200 rows of a leaf are too many for two thousand."""
+    searched = train(*stream(2_000), FEW)
+    assert searched.searched is not None
+    assert searched.searched.trials == 6
+    assert searched.searched.log_loss < searched.searched.usual
+    leaves = searched.searched.params["num_leaves"]
+    assert f"[num_leaves: {leaves}]" in searched.ensemble.text
+    given = train(*stream(2_000), FEW | {"num_leaves": 9})
+    assert given.searched is not None and "num_leaves" not in given.searched.params
+
+
+def test_the_rows_that_judge_a_candidate_do_not_choose_its_parameters(stream: Make) -> None:
+    """Nor do labels that came after those rows began."""
+    X, y, event_time, label_time = stream(2_000)
+    split = 1_600
+    late = label_time >= event_time[split]
+    late[1_000:1_100], label_time[1_000:1_100] = True, event_time[split]
+    one, two = (train(X, labels, event_time, label_time, FEW).searched for labels in (y, np.where(late, 1.0 - y, y)))
+    assert one is not None and one == two
+
+
+@pytest.mark.parametrize("make", [recipes.lightgbm, recipes.gbdt_lr, recipes.stack])
+def test_a_budget_is_checked_at_load(make: Callable[..., recipes.Recipe]) -> None:
+    assert make(search=recipes.Search(trials=20)).mistakes() == []
+    for budget in (recipes.Search(), recipes.Search(trials=0), recipes.Search(trials=5, seconds=0.0)):
+        (mistake,) = make(search=budget).mistakes()
+        assert mistake.startswith("found search=") and mistake.endswith(
+            "expected at least one trial, or seconds above 0"
+        )
+    assert make(search=recipes.Search(seconds=30)).config() != make().config()
