@@ -13,12 +13,15 @@ CREATE TEMPORARY TABLE resync_keys (key {key_type}) ON COMMIT DROP;
 -- write_resync_keys: keys of a source table
 COPY pg_temp.resync_keys (key) FROM STDIN (FORMAT binary);
 
--- labels_gone: keys whose last event has a label in the log, and none at the source
+-- labels_gone: keys whose last event has a label in the log, or that have one which waits for its event, and none at the source
 COPY (
-    SELECT e.key FROM (SELECT DISTINCT ON (key) key, seq FROM {schema}.events ORDER BY key, seq DESC) AS e
+    (SELECT e.key FROM (SELECT DISTINCT ON (key) key, seq FROM {schema}.events ORDER BY key, seq DESC) AS e
     JOIN (SELECT DISTINCT ON (event_seq) event_seq, kind, y FROM {schema}.labels ORDER BY event_seq, seq DESC) AS l
         ON l.event_seq = e.seq AND l.kind <> 'timeout' AND l.y IS NOT NULL
-    WHERE NOT EXISTS (SELECT FROM pg_temp.resync_keys AS k WHERE k.key = e.key) ORDER BY e.seq
+    WHERE NOT EXISTS (SELECT FROM pg_temp.resync_keys AS k WHERE k.key = e.key) ORDER BY e.seq)
+    UNION ALL
+    (SELECT h.key FROM {schema}.held AS h
+    WHERE NOT EXISTS (SELECT FROM pg_temp.resync_keys AS k WHERE k.key = h.key) ORDER BY h.held_id)
 ) TO STDOUT (FORMAT binary);
 
 -- labels_unset: keys whose last event has a label in the log, and whose row has none at the source

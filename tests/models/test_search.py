@@ -73,6 +73,20 @@ def test_the_rows_that_judge_a_candidate_do_not_choose_its_parameters(stream: Ma
     assert one is not None and one == two
 
 
+def test_a_window_that_is_too_short_to_search_in_is_trained_on(stream: Make) -> None:
+    """Early negatives are not known yet: what could be searched with has one class."""
+    X, y, event_time, label_time = stream(2_000)
+    label_time = np.where((y == 0.0) & (np.arange(2_000) < 1_400), event_time[1_500], event_time + 1)
+    trained = train(X, y, event_time, label_time, FEW)
+    assert trained.searched is None and trained.best_trees >= 1
+
+
+def test_other_names_of_a_parameter_are_the_recipe_s_own(stream: Make) -> None:
+    trained = train(*stream(1_000), FEW | {"eta": 0.07, "search": {"trials": 2, "seconds": None}})
+    assert trained.searched is not None and "learning_rate" not in trained.searched.params
+    assert "[learning_rate: 0.07]" in trained.ensemble.text
+
+
 @pytest.mark.parametrize("make", [recipes.lightgbm, recipes.gbdt_lr, recipes.stack])
 def test_a_budget_is_checked_at_load(make: Callable[..., recipes.Recipe]) -> None:
     assert make(search=recipes.Search(trials=20)).mistakes() == []

@@ -293,6 +293,22 @@ def test_the_walk_knows_no_label_before_its_entry(trained: Trained, stream: Make
     assert np.abs(said[0][event_seq > cut + 40] - said[1][event_seq > cut + 40]).max() > 0.05
 
 
+def test_a_start_among_slow_negatives_is_not_misled(trained: Trained, stream: Make) -> None:
+    """A positive label comes at once, a negative one is a time-out: the first labels of new events are all positive."""
+    n, slow = 3_000, 600
+    X, y, _, _ = stream(n, seed=4)
+    at = np.concatenate([2.0 * np.arange(n), 2.0 * np.arange(n) + np.where(y == 1.0, 3.0, 2.0 * slow + 1.0)])
+    seq = np.argsort(np.argsort(at, kind="stable")) + 1
+    by_seq = np.argsort(seq[n:])
+    labels = by_seq, seq[n:][by_seq], seq[n:][by_seq], y[by_seq]
+    walk = Walk(X, seq[:n], np.ones(n, dtype=np.bool_), *labels)
+    half = int(seq[1_500])
+    walk_forward(recipes.stack(), walk, half, int(seq.max()), trained, trained)
+    new = slice(1_501, 1_500 + slow)
+    assert walk.p[new].mean() == pytest.approx(y[new].mean(), abs=0.06)
+    assert np.isfinite(walk.p[seq[n:] > half]).all() and np.isnan(walk.p[seq[n:] <= half]).all()
+
+
 def test_the_label_mean_is_of_the_last_labels() -> None:
     model, y = LabelMean(labels=10), np.random.default_rng(11).integers(0, 2, 300).astype(np.float64)
     model.learn(model.prepare({"a": y}), y, np.empty((300, 0)), np.ones(300), np.zeros(300, dtype=np.int64))
@@ -342,8 +358,8 @@ def test_regret_to_the_best_member_is_small(kind: str, members: list[recipes.Rec
     walk = Walk(X, event_seq, np.ones(n, dtype=np.bool_), rows, label_seq, label_seq, y)
     half, last = int(label_seq[window // 2 - 1]), int(label_seq[window - 1])
     stack = walk_forward(recipe, walk, half, last, trees(window // 2), trees(window))
-    assert np.isnan(walk.p[event_seq <= half]).all()
-    assert np.isfinite(walk.p[(event_seq > half) & (event_seq <= last)]).all()
+    assert np.isnan(walk.p[label_seq <= half]).all()
+    assert np.isfinite(walk.p[(label_seq > half) & (event_seq <= last)]).all()
     walk.go(stack, last + 1, int(label_seq[-1]))
 
     scored = slice(window + late, None)

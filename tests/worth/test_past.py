@@ -135,6 +135,22 @@ def test_a_label_before_its_event_is_left_out_and_counted(tmp_path: Path) -> Non
     assert len(past.event_time) == N - 2
 
 
+def test_a_label_without_its_time_is_said(tmp_path: Path) -> None:
+    told = table()["told"].to_pylist()
+    past = read(tmp_path, table(told=pa.array([None, *told[1:]], pa.timestamp("us", "UTC"))))
+    assert "1 rows have a label but no told: they count as never labelled." in past.remarks
+
+
+def test_the_means_begin_with_nothing_that_is_scored(tmp_path: Path) -> None:
+    """Labels are rare among the first events: a fifth of the labels is not a fifth of the events."""
+    made = table()
+    rare = [None if i < N // 4 and i % 10 else v for i, v in enumerate(made["y"].to_pylist())]
+    turned = [v if v is None or i < N // 5 + 50 else not v for i, v in enumerate(rare)]
+    one, two = (read(tmp_path, made.set_column(2, "y", pa.array(y))) for y in (rare, turned))
+    for name in one.means:
+        assert one.X[name][: N // 5].tolist() == two.X[name][: N // 5].tolist()
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "says"),
     [

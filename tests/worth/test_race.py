@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from headrace.definition import recipes
+from headrace.errors import BatchError
 from headrace.worth import race as racing
 from headrace.worth.advice import advise, gain
 from headrace.worth.freshness import LIVE, NEVER, Curve, freshness
@@ -106,7 +107,7 @@ def test_pieces_change_nothing(found: Worth, monkeypatch: pytest.MonkeyPatch) ->
 def test_served_weights_are_as_old_as_said(found: Worth) -> None:
     """Between two syncs, what is served is one function of an event: equal features get equal predictions."""
     past = found.race.past
-    start = past.event_time[found.race.first]
+    start = past.event_time[past.first]
     twins = replace(past, X={name: values[np.zeros(len(values), dtype=int)] for name, values in past.X.items()})
     curve = freshness(twins, train_all(past, told), told)
     for name, hours in (("1 d", 24), ("1 h", 1)):
@@ -116,6 +117,32 @@ def test_served_weights_are_as_old_as_said(found: Worth) -> None:
         assert ((p[1:] == p[:-1]) | (window[rows][1:] != window[rows][:-1])).all()
         assert (p[1:] != p[:-1]).any()
     assert len(np.unique(curve.p[NEVER][past.event_time > start])) == 1
+
+
+def test_never_is_never(tmp_path: Path) -> None:
+    """Times that are dates leave gaps, in which a sync of its own would be due."""
+    random = np.random.default_rng(5)
+    t = 1_700_006_400_000_000 + np.sort(random.integers(0, 40, 6_000)) * 1_440 * MINUTE
+    x = random.normal(size=6_000)
+    y = random.random(6_000) < 1 / (1 + np.exp(-2 * x))
+    times = {"t": pa.array(t, pa.timestamp("us", "UTC")), "told": pa.array(t + MINUTE, pa.timestamp("us", "UTC"))}
+    pyarrow.parquet.write_table(pa.table({"x": x, "y": y, **times}), tmp_path / "dates.parquet")
+    past = from_file(tmp_path / "dates.parquet", "y", "t", "told")
+    same = replace(past, X={name: values[np.zeros(len(values), dtype=int)] for name, values in past.X.items()})
+    curve = freshness(same, train_all(past, told), told)
+    assert len(np.unique(curve.p[NEVER][same.event_time > same.event_time[same.first]])) == 1
+
+
+def test_too_few_labels_to_score_are_said(tmp_path: Path) -> None:
+    past = history(tmp_path, drifts=True)
+    early = past.label_row < past.first + 100
+    few = replace(past, label_row=past.label_row[early], label_time=past.label_time[early], y=past.y[early])
+    kept = np.concatenate([np.flatnonzero(past.order >= 0), np.flatnonzero(past.order < 0)[early]])
+    kept.sort()
+    order = past.order[kept]
+    order[order < 0] = -1 - np.arange(int(early.sum()))
+    with pytest.raises(BatchError, match="found 100 labels after the first fifth of the events, expected at least 500"):
+        race(replace(few, order=order), (), told)
 
 
 def test_a_river_recipe_races_as_it_learns(tmp_path: Path) -> None:
@@ -151,6 +178,9 @@ def test_predictions_can_be_scored_again(found: Worth, tmp_path: Path) -> None:
         p = np.clip(rows[name].to_numpy(), 1e-6, 1 - 1e-6)
         assert -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)) == pytest.approx(model["log_loss"], abs=1e-12)
     assert len(rows) == document["scored"]
+    past, events = found.race.past, rows["event"].to_numpy()
+    told_at = dict(zip(past.label_row.tolist(), past.label_time.tolist(), strict=True))
+    assert rows["label_time"].cast(pa.int64()).to_pylist() == [told_at[event] for event in events.tolist()]
 
 
 def test_the_document_is_plain_json(found: Worth) -> None:

@@ -59,8 +59,21 @@ class Walk:
         self._label_row, self._label_seq, self._label_clock, self._y = label_row, label_seq, label_clock, y
         entered: Ints = np.cumsum(waits) - waits
         self._outstanding = entered - np.searchsorted(label_seq, event_seq)
+        self._answered = np.where(waits, np.iinfo(np.int64).max, -1)  # seq of each event's label; -1: it gets none
+        self._answered[label_row] = label_seq
         self.p = np.full(len(event_seq), np.nan)
         self.memo: Floats = np.empty((len(event_seq), 0))
+
+    def adopt(self, stack: Stack, after: int) -> None:
+        """Let a stack judge the events that wait after a seq, so that their labels teach it as others do.
+
+        Where labels that mean no come later than those that mean yes, it would learn from nothing but a yes at first.
+        """
+        self.memo = np.full((len(self.p), stack.memo_width), np.nan)
+        waiting = np.flatnonzero((self._event_seq <= after) & (self._answered > after))
+        for begin in range(0, len(waiting), _PIECE):
+            rows = waiting[begin : begin + _PIECE]
+            self.p[rows], self.memo[rows] = stack.judge(stack.prepare(take(self._X, rows)))
 
     def go(self, model: Model, first: int, last: int, *, started: bool = True) -> None:
         """Follow the entries with seq from `first` to `last`.
@@ -113,6 +126,7 @@ def walk_forward(recipe: Recipe, walk: Walk, half: int, last: int, first_trees: 
         waiting = build.stack(recipe, None)
         walk.go(waiting, 0, half, started=False)
         started.take_over(waiting, stackers=False)
+    walk.adopt(started, half)
     walk.go(started, half + 1, last)
     refitted.take_over(started, stackers=True)
     return refitted

@@ -21,7 +21,7 @@ ONLINE: dict[str, tuple[str, ...]] = {
 _Rules = dict[str, tuple[Callable[[Any], bool], str]]
 _FTRL: _Rules = {
     "alpha": (lambda v: v > 0, "a positive number"),
-    "beta": (lambda v: v >= 0, "0 or more"),
+    "beta": (lambda v: v > 0, "a positive number"),
     "l1": (lambda v: v >= 0, "0 or more"),
     "l2": (lambda v: v >= 0, "0 or more"),
     "admit_after": (lambda v: 1 <= v <= 255, "1 to 255 sightings"),

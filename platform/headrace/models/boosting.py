@@ -8,6 +8,7 @@ retrained to be loaded. This module reads no log and registers nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ from headrace.models.contract import Floats, row_count
 from headrace.models.search import SPACE, Searched, search
 from headrace.models.text import is_category, keys_of
 
+logger = logging.getLogger(__name__)
+
 MAX_CATEGORIES = 256
 """Categories with more values than this are left to target means and linear terms: trees memorise them."""
 
@@ -37,6 +40,16 @@ DEFAULTS: dict[str, Any] = {
 
 MAX_TREES = 1000
 PATIENCE = 30  # trees without a better held-out loss before training stops
+
+_NAMES = {
+    **dict.fromkeys(("eta", "shrinkage_rate"), "learning_rate"),
+    **dict.fromkeys(("num_leaf", "max_leaves", "max_leaf", "max_leaf_nodes"), "num_leaves"),
+    **dict.fromkeys(("min_data", "min_data_per_leaf", "min_child_samples", "min_samples_leaf"), "min_data_in_leaf"),
+    **dict.fromkeys(("sub_feature", "colsample_bytree"), "feature_fraction"),
+    **dict.fromkeys(("reg_lambda", "lambda"), "lambda_l2"),
+    "max_bins": "max_bin",
+}
+"""LightGBM's other names of what `DEFAULTS` and the search set."""
 
 _USUAL: dict[str, Any] = {"lambda_l2": SPACE["lambda_l2"][0]}  # LightGBM's own is 0, which has no logarithm
 
@@ -212,7 +225,7 @@ def train(
     """
     import lightgbm  # here, so that using trained trees does not load the library
 
-    own = dict(params or {})
+    own = {_NAMES.get(name, name): value for name, value in (params or {}).items()}
     rounds, patience = int(own.pop("max_trees", MAX_TREES)), int(own.pop("patience", PATIENCE))
     encoding = Encoding.fit(X, int(own.pop("max_categories", MAX_CATEGORIES)))
     budget = own.pop("search", None)
@@ -252,15 +265,18 @@ def train(
     searched = None
     if budget is not None:
         settings["feature_pre_filter"] = False  # which features can be split depends on what is searched
-        inner_from = early[_split(y[early], event_time[early], label_time[early], valid_fraction)]
+        inner_from = early[int(len(early) * (1.0 - valid_fraction))]
         learning = early[(early < inner_from) & (label_time[early] < event_time[inner_from])]
         judging = early[early >= inner_from]
+        if all(len(np.unique(y[rows])) == 2 for rows in (learning, judging)):
 
-        def evaluate(params: Mapping[str, Any]) -> float:
-            return float(fit(learning, judging, params).best_score["valid"]["binary_logloss"])
+            def evaluate(params: Mapping[str, Any]) -> float:
+                return float(fit(learning, judging, params).best_score["valid"]["binary_logloss"])
 
-        searched = search(evaluate, _USUAL | DEFAULTS, own, budget["trials"], budget["seconds"])
-        settings |= searched.params
+            searched = search(evaluate, _USUAL | DEFAULTS, own, budget["trials"], budget["seconds"])
+            settings |= searched.params
+        else:
+            logger.warning("the window is too short to search in: the trees get the usual parameters")
     booster = fit(early, slice(valid_from, None), {})
     best = max(1, booster.best_iteration)
     final = lightgbm.train(settings, data(slice(None)), best)

@@ -136,12 +136,16 @@ class Stack:
 
     def predict(self, X: Columns) -> Floats:
         """Return float64[n] and change nothing."""
+        return self.judge(X)[0]
+
+    def judge(self, X: Columns) -> tuple[Floats, Floats]:
+        """Return what `ask` would give for n prepared rows, and change nothing."""
         n = len(next(iter(X.values())))
         predicted = np.empty((n, len(self._members)))
         for column, member in enumerate(self._members):
             if member.model is not None:
                 predicted[:, column] = member.model.predict(_read_by(member, X))
-        return self._combine(_only_events(n, 0, self.memo_width), predicted, self._delay.copy())[0]
+        return self._combine(_only_events(n, 0, self.memo_width), predicted, self._delay.copy())
 
     def _combine(self, turns: Turns, predicted: Floats, delay: Floats) -> tuple[Floats, Floats]:
         p, memo = np.empty(len(predicted)), np.empty((len(predicted), self.memo_width))

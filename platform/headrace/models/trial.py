@@ -70,8 +70,9 @@ def try_recipe(stream: Stream, recipe: Recipe, *, artifact: bytes | None = None,
     except Exception as error:  # whatever a user's pipeline raises
         raise ModelError(
             f"recipe {recipe.name!r} failed with {type(error).__name__}: {error}; it was given rows that the contract allows, "
-            "values missing among them, and its state was saved and restored: mend the pipeline, or let the contract refuse "
-            "what it cannot take (expect.not_null, expect.between, ...)"
+            "values missing among them (a category's type is not known here: names of any kind), and its state was saved and "
+            "restored: mend the pipeline, or let the contract refuse what it cannot take (expect.not_null, expect.in_set, "
+            "expect.between, ...)"
         ) from error
     return f"Recipe {recipe.name!r} keeps the model contract on {_ROWS} rows."
 
@@ -123,7 +124,9 @@ def _rows(stream: Stream, recipe: Recipe, random: np.random.Generator) -> Column
             case "category" | "number":
                 X |= {name: source[name] for name in feature.columns}
             case "hour_of_day" | "day_of_week":
-                X[feature.names()[0]] = _objects(random.integers(7, size=_DRAWN).astype(str))
+                X[feature.names()[0]] = _objects(
+                    random.integers(24 if feature.kind == "hour_of_day" else 7, size=_DRAWN).astype(str)
+                )
             case "cross":
                 parts = zip(*(source[column] for column in feature.columns), strict=True)
                 X[feature.names()[0]] = _objects(None if None in part else " ".join(part) for part in parts)

@@ -17,7 +17,7 @@ import numpy as np
 from headrace.definition import recipes
 from headrace.models.contract import Floats, Model, take
 from headrace.worth.past import Past
-from headrace.worth.race import DAY, Entrant, Prepared, Told, Training, Walker, bounds, first_row, grain
+from headrace.worth.race import DAY, Entrant, Prepared, Told, Training, Walker, bounds, grain
 
 LIVE = "each label"
 NEVER = "never"
@@ -30,6 +30,9 @@ INTERVALS: dict[str, int] = {
     "10 min": DAY // 144,
 }
 """Microseconds between syncs; each is a multiple of the next."""
+
+
+_FOREVER = 2**62  # microseconds; no multiple of it lies in any history
 
 
 @dataclass
@@ -61,8 +64,8 @@ class Curve:
 def freshness(past: Past, trainings: Sequence[Training], told: Told) -> Curve:
     """Follow the past once, with every interval that fits into its scored part three times."""
     walker, start = Walker(past, Entrant("hybrid", recipes.stack()), trainings), trainings[1].entry
-    span = int(past.event_time[-1] - past.event_time[first_row(past)])
-    wanted = {NEVER: span + 1} | {name: every for name, every in INTERVALS.items() if 3 * every <= span}
+    span = int(past.event_time[-1] - past.event_time[past.first])
+    wanted = {NEVER: _FOREVER} | {name: every for name, every in INTERVALS.items() if 3 * every <= span}
     served = {name: Served(every, np.full(len(past.event_time), np.nan)) for name, every in wanted.items()}
     coarse = [s for s in served.values() if s.every > grain(past)]
     fine = [s for s in served.values() if s.every <= grain(past)]

@@ -30,6 +30,9 @@ from headrace.models.contract import Clock, Floats, Turns
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import NULL, Text
 
+FIRST = 0.2
+"""Share of the events before anything is scored."""
+
 MEANS = 4  # categories at most whose target means are features, unless a definition says which
 _LEAST_LABELS = 1_000
 _SECOND = 1_000_000
@@ -73,6 +76,11 @@ class Past:
     remarks: tuple[str, ...]
 
     @property
+    def first(self) -> int:
+        """The first event that is scored."""
+        return int(FIRST * len(self.event_time))
+
+    @property
     def days(self) -> float:
         """Length in days."""
         return float(self.event_time[-1] - self.event_time[0]) / (86_400 * _SECOND)
@@ -108,6 +116,12 @@ class Past:
     def entry_at(self, time: int) -> int:
         """The first entry that is not before a time."""
         return int(np.searchsorted(self.entry_time, time))
+
+    def open_at(self, entry: int) -> Ints:
+        """Events before an entry whose labels come with it or later."""
+        events, labels = self.slices(0, entry)
+        rows = self.label_row[labels.stop :]
+        return np.sort(rows[rows < events.stop])
 
     def slices(self, first: int, last: int) -> tuple[slice, slice]:
         """The events and the labels among some entries."""
@@ -177,7 +191,9 @@ def from_file(
     told = at.copy() if label_time is None else _times(path, table[label_time], label_time)
     if label_time is None:
         remarks.append("Labels were taken to be known at once, which flatters online training: give --label-time.")
-    y[(told == _NO_TIME) | np.isnan(y)] = np.nan
+    if timeless := int((~np.isnan(y) & (told == _NO_TIME)).sum()):
+        remarks.append(f"{timeless:,} rows have a label but no {label_time}: they count as never labelled.")
+    y[told == _NO_TIME] = np.nan
     early = ~np.isnan(y) & (told < at)
     used = (at != _NO_TIME) & ~early
     for count, why in (
@@ -345,8 +361,9 @@ def _past(name: str, stream: Stream, log: Any, event_time: Clock, y: Floats, tol
 def _means(
     encoder: Encoder, X: dict[str, Any], order: Ints, y: Floats, label_row: Ints, event_time: Clock, label_time: Clock
 ) -> dict[str, Floats]:
-    """What each event read of the target means; the prior is that of the first fifth, which nobody is scored on."""
-    prior = float(np.clip(y[label_row[: len(label_row) // 5]].mean(), 0.001, 0.999))
+    """What each event read of the target means; the prior is what was known when the part began that is scored."""
+    known = label_row[: int(np.searchsorted(label_time, event_time[int(FIRST * len(event_time))]))]
+    prior = float(np.clip(y[known].mean(), 0.001, 0.999)) if len(known) else 0.5
     means = TargetMeans(encoder.mean_keys, prior)
     is_label = order < 0
     row = np.where(is_label, label_row[np.where(is_label, -1 - order, 0)], order)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from headrace.definition import recipes
 from headrace.definition.recipes import Recipe
+from headrace.errors import BatchError
 from headrace.events import Columns
 from headrace.flow.scores import ScoreSums
 from headrace.models import contract
@@ -33,7 +34,9 @@ from headrace.worth.past import Ints, Past
 Family = Literal["batch", "online", "hybrid"]
 FAMILIES: tuple[Family, ...] = ("batch", "online", "hybrid")
 
-FIRST = 0.2  # share of the events before anything is scored
+LEAST = 500
+"""Labels that must be left to score."""
+
 TRAININGS = 10  # of the trees from the end of the first part on
 DAY = 86_400_000_000
 MOMENT = 600_000_000  # ten minutes: the grain of the freshness curve
@@ -112,12 +115,16 @@ class Race:
     """
 
     past: Past
-    first: int
     scored: Ints
     y: Floats
     trainings: Sequence[Training]
     ran: Sequence[Ran]
     families: Mapping[Family, Floats]
+
+    @property
+    def label_time(self) -> Ints:
+        """When each scored label came, microseconds."""
+        return self.past.label_time[self.past.label_row >= self.past.first]
 
     def sums(self, p: Floats) -> ScoreSums:
         """The scores of predictions of all events."""
@@ -130,11 +137,6 @@ class Race:
         """The hybrid stack's loss over that of its best member in hindsight, less 1."""
         best = min(self.sums(ran.p).mean_loss for ran in self.ran)
         return self.sums(self.families["hybrid"]).mean_loss / best - 1.0
-
-
-def first_row(past: Past) -> int:
-    """The first event that is scored."""
-    return int(FIRST * len(past.event_time))
 
 
 def grain(past: Past) -> int:
@@ -150,25 +152,29 @@ def race(past: Past, own: Sequence[Recipe], told: Told) -> Race:
     ModelError
         The first part, or a later one, has labels of one class only.
     """
-    first = first_row(past)
     trainings = train_all(past, told)
     ran = []
     for entrant in entrants(own):
         told(f"{entrant.name} goes over {len(past.event_time):,} events")
         ran.append(_run(past, entrant, trainings))
-    scored = past.label_row[past.label_row >= first]
-    y = past.y[past.label_row >= first]
+    late = past.label_row >= past.first
+    scored, y = past.label_row[late], past.y[late]
+    if len(y) < LEAST:
+        raise BatchError(
+            f"{past.name}: found {len(y):,} labels after the first fifth of the events, expected at least {LEAST}: wait for "
+            "more"
+        )
     told("stacking each family")
     families: dict[Family, Floats] = {
         family: stacked(past, [r for r in ran if family in ("hybrid", r.entrant.family)], trainings[0])
         for family in FAMILIES
     }
-    return Race(past, first, scored, y, trainings, ran, families)
+    return Race(past, scored, y, trainings, ran, families)
 
 
 def train_all(past: Past, told: Told) -> list[Training]:
     """Trees on what was known amid the first part, at its end, and at equal intervals after it."""
-    half, start, end = (int(past.event_time[row]) for row in (first_row(past) // 2, first_row(past), -1))
+    half, start, end = (int(past.event_time[row]) for row in (past.first // 2, past.first, -1))
     step = grain(past)
     every = max(step, -(-(end - start) // TRAININGS // step) * step)
     times = [half, start, *range(start // step * step + every, end, every)]
@@ -235,6 +241,17 @@ class Walker:
                 self.model.take_over(former, stackers=entry > self._starts)
             elif isinstance(self.model, GbdtLr) and isinstance(former, GbdtLr):
                 self.model.take_over(former)
+            if entry == self._starts:
+                self._adopt(self.model, self._past.open_at(entry))
+
+    def _adopt(self, model: Model, rows: Ints) -> None:
+        """Judge the events that are open when it begins: their labels teach stacks as others do (docs/decisions/0010)."""
+        prepared = model.prepare(take(self.X, rows))
+        if isinstance(model, Stack):
+            self._memo = np.full((len(self.p), model.memo_width), np.nan)
+            self.p[rows], self._memo[rows] = model.judge(prepared)
+        else:
+            self.p[rows] = model.predict(prepared)
 
     def prepared(self, first: int, last: int) -> Prepared | None:
         """Prepared columns of the events of some entries, and of the events that their labels answer."""
@@ -254,16 +271,16 @@ class Walker:
         past = self._past
         events, labels = past.slices(first, last)
         stacks = isinstance(self.model, Stack)
-        if stacks and self._memo is None:
-            self._memo = np.full((len(past.event_time), self.model.memo_width), np.nan)
-        turns = past.turns(first, last, self._memo, asked=not stacks or first >= self._starts)
+        begun = not stacks or first >= self._starts
+        waiting = np.full((len(past.event_time), self.model.memo_width), np.nan) if stacks and not begun else self._memo
+        turns = past.turns(first, last, waiting, asked=begun)
         began = time.process_time()
         p, memo = follow(
             self.model, turns, prepared.of(slice(events.start, events.stop)), prepared.of(past.label_row[labels])
         )
         self.cpu_seconds += time.process_time() - began
         self.labels += labels.stop - labels.start
-        if not stacks or first >= self._starts:
+        if begun:
             self.p[events] = p
             if self._memo is not None:
                 self._memo[events] = memo
@@ -343,6 +360,8 @@ def stacked(past: Past, members: Sequence[Ran], start: Training) -> Floats:
     """A stack of what some entrants predicted, from the first trees on."""
     stack = Stack([Member(r.entrant.name, _Given(), r.entrant.name) for r in members], start.ensemble.outstanding)
     p, memo = np.full(len(past.event_time), np.nan), np.full((len(past.event_time), stack.memo_width), np.nan)
+    rows = past.open_at(start.entry)
+    p[rows], memo[rows] = stack.judge({f"{r.entrant.name} p": r.p[rows] for r in members})
     for first in range(start.entry, len(past.order), _PIECE):
         last = min(first + _PIECE, len(past.order))
         events, _ = past.slices(first, last)

@@ -89,7 +89,7 @@ class Worth:
         columns: dict[str, Any] = {
             "event": rows,
             "event_time": pa.array(race.past.event_time[rows], pa.timestamp("us", "UTC")),
-            "label_time": pa.array(race.past.label_time[-len(rows) :], pa.timestamp("us", "UTC")),
+            "label_time": pa.array(race.label_time, pa.timestamp("us", "UTC")),
             "y": race.y,
         }
         columns |= {ran.entrant.name: ran.p[rows] for ran in race.ran}
