@@ -285,8 +285,10 @@ def test_mistakes_are_named(of_mixed: Ensemble, mixed: Frame) -> None:
     model.learn_one({"wind": 3, "origin": "JFK"}, True)
     with pytest.raises(ModelError, match=r"found a category \(str or bool\) for feature 'wind', expected a number"):
         model.predict_one({"wind": "strong"})
+    state = dump(*model.save())
     with pytest.raises(ModelError, match=r"found a number for feature 'origin', expected a category"):
         model.learn_one({"origin": 7}, False)
+    assert dump(*model.save()) == state, "a row that is refused teaches nothing"
     with pytest.raises(ModelError, match="found datetime for feature 'at', expected str, bool, a number or None"):
         model.learn_one({"at": datetime(2013, 1, 1)}, False)  # noqa: DTZ001
     with pytest.raises(ModelError, match="found categories and numbers for feature 'wind'"):

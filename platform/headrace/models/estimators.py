@@ -7,6 +7,7 @@ estimator goes on to the bit. Importing this module imports river, so nothing th
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -49,7 +50,7 @@ class ArrayClassifier(base.MiniBatchClassifier):
         self._reads = dict.fromkeys(categories, True) | dict.fromkeys(numbers, False)  # columns: whether categories
 
     def learn_one(self, x: Features, y: base.typing.ClfTarget, w: float = 1.0) -> None:
-        """Learn a row's label, True or False (or 1 or 0), as that of `w` equal rows."""
+        """Learn a row's label, True or False (or 1 or 0), with weight `w`."""
         self._learn(_row(x), _targets([y]), np.array([w], dtype=np.float64))
 
     def learn_many(self, X: pd.DataFrame, y: pd.Series, w: float | pd.Series = 1.0) -> None:
@@ -89,9 +90,9 @@ class ArrayClassifier(base.MiniBatchClassifier):
         self._labels = int(meta["labels"])
 
     def _learn(self, found: Columns, y: Floats, w: Floats) -> None:
-        clock = self._labels + np.arange(len(y))
+        X = self._model.prepare(self._arranged(found, len(y)))
+        self._teach(X, y, w, self._labels + np.arange(len(y)))
         self._labels += len(y)
-        self._teach(self._model.prepare(self._arranged(found, len(y))), y, w, clock)
 
     def _teach(self, X: Columns, y: Floats, w: Floats, clock: NDArray[np.int64]) -> None:
         self._model.learn(X, y, np.empty((len(y), 0)), w, clock)
@@ -228,8 +229,9 @@ class TreesClassifier(ArrayClassifier):
         self.ensemble = ensemble
         self._begin(self._built(), ensemble.encoding.category_names, ensemble.encoding.numbers)
 
+    @abstractmethod
     def _built(self) -> Model:
-        raise NotImplementedError
+        """The model over the trees, which has learned nothing."""
 
     @classmethod
     def _unit_test_params(cls) -> Iterator[dict[str, Any]]:
