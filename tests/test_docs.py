@@ -120,6 +120,21 @@ def test_the_definition_in_the_docs_loads(tmp_path: Path) -> None:
     assert load_file(tmp_path / "orders.py").name == "orders"
 
 
+def test_the_example_with_river_runs() -> None:
+    (code,) = blocks(page("docs/river.md"), "python")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert 0.2 < names["score"].get() < 0.3
+
+
+def test_every_estimator_of_river_is_documented() -> None:
+    from headrace.models import estimators
+
+    text = page("docs/river.md")
+    public = [n for n, made in vars(estimators).items() if inspect.getmodule(made) is estimators and n[0] != "_"]
+    assert {name for name in public if name not in text} == {"ArrayClassifier", "TreesClassifier"}
+
+
 def test_the_lines_for_an_existing_airflow_are_the_ones_that_run() -> None:
     (code,) = blocks(page("README.md"), "python")
     assert code in page("dags/headrace_dags.py")

@@ -218,6 +218,40 @@ def test_rates_of_a_large_table_are_those_of_a_part(stream: Make, monkeypatch: p
     assert part["wind"] == whole["wind"]
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_columns_that_come_later_begin_where_they_come(stream: Make, pairs: bool) -> None:
+    """As if they had been there from the start, without a value."""
+    X, y, _, _ = stream(600)
+    late = {"tail": X["tail"].copy(), "delay": X["delay"].copy()}
+    late["tail"][:300], late["delay"][:300] = None, np.nan
+    early = {name: X[name] for name in ("carrier", "wind")}
+    whole, widened = Ftrl(bins=False, pairs=pairs), Ftrl(bins=False, pairs=pairs)
+    p = online(whole, early | late, y)
+    first = online(widened, take(early, slice(0, 300)), y[:300])
+    widened.widen(take(late, slice(0, 0)))
+    rest = online(widened, take(early | late, slice(300, 600)), y[300:], np.arange(300, 600))
+    np.testing.assert_allclose(np.concatenate([first, rest]), p, rtol=0, atol=1e-12)
+    assert widened.columns == (("carrier", "tail"), ("wind", "delay"))
+    assert [(r.feature, r.weights, r.nonzero) for r in widened.rates()] == [
+        (r.feature, r.weights, r.nonzero) for r in whole.rates()
+    ]
+    again = Ftrl(bins=False, pairs=pairs)
+    again.load(*parse(dump(*widened.save())))
+    assert online(again, early | late, y).tobytes() == online(widened, early | late, y).tobytes()
+
+
+def test_bins_stay_when_columns_come(stream: Make) -> None:
+    X, y, _, _ = stream(600)
+    model, same = Ftrl(), Ftrl()
+    online(model, {"wind": X["wind"]}, y)
+    online(same, {"wind": X["wind"]}, y)
+    model.widen({"delay": X["delay"][:0]})
+    unknown = {"wind": X["wind"], "delay": np.full(600, np.nan)}
+    np.testing.assert_allclose(
+        model.predict(model.prepare(unknown)), same.predict(same.prepare({"wind": X["wind"]})), rtol=0, atol=1e-12
+    )
+
+
 def test_no_name_of_a_column_is_special(stream: Make) -> None:
     X, y, _, _ = stream(300)
     renamed = {{"wind": "offset", "tail": "keys"}.get(name, name): values for name, values in X.items()}
@@ -237,5 +271,5 @@ def test_mistakes_are_named(stream: Make) -> None:
         ModelError, match="found columns carrier, expected those that the model began with: carrier, ta"
     ):
         model.prepare({"carrier": X["carrier"]})
-    with pytest.raises(ModelError, match="found 300 features for FTRL, expected at most 250"):
+    with pytest.raises(ModelError, match="found 300 categories and 0 numbers for FTRL, expected at most 250 and 4096"):
         Ftrl().prepare({f"c{i}": X["carrier"] for i in range(300)})

@@ -167,3 +167,12 @@ def test_a_slot_that_somebody_reads_is_not_dropped(running: Any, origin: Any) ->
         source.start(cursor, "headrace_small", "headrace_small", "0/0")
         with pytest.raises(SlotError, match="is in use by another reader"):
             running.resync(origin)
+
+
+def test_a_label_that_waits_is_taken_back_when_the_source_has_it_no_more(running: Any, origin: Any) -> None:
+    origin.execute("INSERT INTO outcomes VALUES (7777, 20, '2020-03-01 03:10+00'), (7778, 20, '2020-03-01 03:10+00')")
+    running.follow(origin)
+    origin.execute("SELECT pg_drop_replication_slot('headrace_small')")
+    origin.execute("DELETE FROM outcomes WHERE visit_id = 7777")
+    running.resync(origin)
+    assert running.query("SELECT key FROM small.held WHERE key >= 7777") == [(7778,)]

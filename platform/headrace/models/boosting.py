@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -134,8 +134,8 @@ class Ensemble:
         Mean number of events without a label, over the window, at the moments when events entered.
     """
 
-    text: str
-    encoding: Encoding
+    text: str = field(repr=False)  # megabytes
+    encoding: Encoding = field(repr=False)
     outstanding: float
 
     @cached_property

@@ -26,7 +26,9 @@ from headrace.models.text import is_category, kernel, keys_of, mix64, seed_of
 
 _Z, _ROOT, _W = 0, 1, 2  # of a weight: z, the square root of n, and what it is; in the table after `OWN`
 _GROUP_BITS = np.uint64(56)  # a key's high byte is its feature's number: rates are reported by feature
-_MAX_GROUPS = 250
+_PAIRS = 255  # the number of all pairs together: it stays when there are more categories
+_MAX_CATEGORIES = 250
+_MAX_NUMBERS = 4096  # a row has a place for each, used or not
 _COUNT, _MEAN, _SQUARES, _PER_SPREAD, _CENTRE, _BIN = 0, 1, 2, 3, 4, 5  # rows of `_scale`
 _CLIP = 8.0  # standard deviations: one absurd number must not wreck a weight
 _BINS = 4.0  # to a standard deviation
@@ -107,7 +109,7 @@ class Ftrl:
         for column, (name, seed) in enumerate(zip(layout.categories, layout.seeds, strict=True)):
             _enter(keys_of(X[name], seed), np.uint64(column + 1), keys, column)
         if self._pairs:
-            _pair(keys, len(layout.categories), np.uint64(layout.groups))
+            _pair(keys, len(layout.categories), np.uint64(_PAIRS))
         numbers = np.empty((n, len(layout.numbers)))
         for column, name in enumerate(layout.numbers):
             numbers[:, column] = X[name]
@@ -173,7 +175,7 @@ class Ftrl:
         used = np.flatnonzero(cells[:, KEY])
         group = (cells[used, KEY] >> _GROUP_BITS).astype(np.int64)
         weights, linear = self._table.floats[used, OWN:], self._linear.T
-        parts = [(name, weights[group == number], share) for number, name in enumerate(self._layout.names(), start=1)]
+        parts = [(name, weights[group == number], share) for name, number in self._layout.groups()]
         for at, name in enumerate(self._layout.numbers):
             own = self._bins[at * _PLACES : (at + 1) * _PLACES]
             parts.append((f"{name} (bins)", own[own[:, _ROOT] > 0.0], 1.0))
@@ -213,6 +215,34 @@ class Ftrl:
         if "sketch" in arrays:
             self._sketch = arrays["sketch"].copy()
 
+    @property
+    def columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Categories and numbers that the model reads; none before it saw any."""
+        return ((), ()) if self._layout is None else (self._layout.categories, self._layout.numbers)
+
+    def widen(self, X: Columns) -> None:
+        """Read these columns as well from now on; they come after the others, whose weights stay what they are.
+
+        Raises
+        ------
+        ModelError
+            There are too many.
+        """
+        more_categories, more_numbers = _names(X)
+        categories, numbers = self.columns
+        before = None if self._layout is None else (self._linear, self._bins, self._scale)
+        self._lay_out(_Layout(categories + more_categories, numbers + more_numbers, self._pairs))
+        if before is not None:
+            linear, bins, scale = before
+            self._linear[:, : len(numbers)], self._linear[:, -1] = linear[:, :-1], linear[:, -1]
+            self._bins[: len(bins)] = bins
+            self._scale[:, : len(numbers)] = scale[:, : len(numbers)]
+
+    @property
+    def _linear(self) -> Floats:
+        """z, roots and weights of the numbers and the bias: the first columns of `_laid`."""
+        return self._laid[:, : len(self.columns[1]) + 1]
+
     def _fitted(self, X: Columns) -> _Layout:
         """The layout of the columns; the first ones decide.
 
@@ -221,8 +251,7 @@ class Ftrl:
         ModelError
             Later ones differ, or there are too many.
         """
-        categories = tuple(name for name, values in X.items() if is_category(values))
-        numbers = tuple(name for name in X if name not in categories)
+        categories, numbers = _names(X)
         if self._layout is None:
             self._lay_out(_Layout(categories, numbers, self._pairs))
         layout = self._layout
@@ -235,15 +264,23 @@ class Ftrl:
         return layout
 
     def _lay_out(self, layout: _Layout) -> None:
-        if layout.groups > _MAX_GROUPS:
-            raise ModelError(f"found {layout.groups} features for FTRL, expected at most {_MAX_GROUPS}")
-        self._layout = layout
         count = len(layout.numbers)
+        if len(layout.categories) > _MAX_CATEGORIES or count > _MAX_NUMBERS:
+            raise ModelError(
+                f"found {len(layout.categories)} categories and {count} numbers for FTRL, expected at most "
+                f"{_MAX_CATEGORIES} and {_MAX_NUMBERS}: what is 0 in nearly every row belongs into a category as a value"
+            )
+        self._layout = layout
         self._bins = np.zeros((count * _PLACES if self._params[4] else 0, 3))
         # z, roots and weights of the numbers and the bias; behind them is room for a row's categories and bins.
         self._laid = np.zeros((3, _whole_lanes(count + 1 + layout.width + (count if len(self._bins) else 0))))
-        self._linear: Floats = self._laid[:, : count + 1]
         self._scale = np.zeros((6, _whole_lanes(count)))
+
+
+def _names(X: Columns) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Categories and numbers among the columns."""
+    categories = tuple(name for name, values in X.items() if is_category(values))
+    return categories, tuple(name for name in X if name not in categories)
 
 
 def _whole_lanes(count: int) -> int:
@@ -253,7 +290,7 @@ def _whole_lanes(count: int) -> int:
 class _Layout:
     """Which columns a model reads, and in which order.
 
-    A feature's number is the high byte of its keys: categories come first, then all pairs together.
+    A feature's number is the high byte of its keys: 1 for the first category, and so on.
     """
 
     def __init__(self, categories: tuple[str, ...], numbers: tuple[str, ...], pairs: bool) -> None:
@@ -261,11 +298,11 @@ class _Layout:
         self.seeds = [seed_of(name) for name in categories]
         count = len(categories)
         self.width = count + (count * (count - 1) // 2 if pairs else 0)
-        self.groups = count + pairs
 
-    def names(self) -> tuple[str, ...]:
-        """Names of the features with weights in the table, in order of their numbers."""
-        return (*self.categories, *(("pairs",) if self._pairs else ()))
+    def groups(self) -> list[tuple[str, int]]:
+        """Features with weights in the table, and their numbers."""
+        own = [(name, number) for number, name in enumerate(self.categories, start=1)]
+        return own + ([("pairs", _PAIRS)] if self._pairs else [])
 
 
 @kernel

@@ -54,7 +54,11 @@ class Table:
 
     def _have(self, capacity: int) -> None:
         self.cells = np.zeros((capacity, OWN + self.width), dtype=np.uint64)
-        self.floats = self.cells.view(np.float64)  # the same memory
+
+    @property
+    def floats(self) -> NDArray[np.float64]:
+        """`cells`, the same memory, as numbers; made anew each time, since a copied view would be of other memory."""
+        return self.cells.view(np.float64)
 
     def __len__(self) -> int:
         return int(self.state[COUNT])
