@@ -28,7 +28,11 @@ demo: $(STAMP)
 	@$(BIN)/headrace demo $(DEMO)
 
 test: $(STAMP)
+ifdef TEST
 	@$(BIN)/python -m pytest $(TEST)
+else
+	@.ci/test $(BIN)
+endif
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .
