@@ -53,6 +53,10 @@ def test_mistakes_are_one_line(data: Path, tmp_path: Path) -> None:
             [str(data), "--label", "y", "--event-time", "t", "--plot", str(tmp_path / "no" / "w.html")],
             "there is no folder",
         ),
+        (
+            [str(data), "--label", "y", "--event-time", "t", "--plot", "w.png"],
+            "expected a name that ends in .html or .svg",
+        ),
         (["flights", "--label", "y"], "--label is for files: a stream's definition says it already"),
     ):
         done = headrace(*words, HEADRACE_HOME=str(tmp_path / "home"))

@@ -109,6 +109,11 @@ def test_kinds_of_columns(tmp_path: Path) -> None:
     assert "blob (binary) was left out: neither a text nor a number." in past.remarks
 
 
+def test_no_name_of_a_column_is_the_key_s(tmp_path: Path) -> None:
+    past = read(tmp_path, table(row=pa.array(range(N)), key=pa.array(["k"] * N)))
+    assert past.X["row"][7] == 7.0 and as_names(past.X["key"])[0] == "k"
+
+
 def test_csv_and_seconds_say_the_same(tmp_path: Path) -> None:
     made = table()
     past = read(tmp_path, made)
@@ -162,6 +167,8 @@ def test_the_means_begin_with_nothing_that_is_scored(tmp_path: Path) -> None:
         ({"t": pa.array(["yesterday"] * N)}, {}, "t is no column of times .* expected timestamps, or seconds since 1970"),
         ({"place": None, "size": None}, {}, "found no column that can be a feature"),
         ({}, {"features": ["size", "told"]}, "told is what the label says: as a feature it would leak"),
+        ({"t_hour": pa.array(["a"] * N)}, {}, "found a column called t_hour, as headrace calls something of its own: rename it"),
+        ({"event_time": pa.array([0.5] * N)}, {}, "found a column called event_time, as headrace calls"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_said(

@@ -114,9 +114,11 @@ def register(settings: Settings, dsn: str, names: list[str]) -> list[str]:
             db.connect(connection(settings, stream.source.conn_id), application="headrace register")
         ) as origin:
             columns = source.log_columns(origin, stream)
+        with closing(db.connect(dsn)) as conn:
+            new = db.row(conn, "get_stream", {"stream": stream.name}) is None
+        if new:
+            _try(settings, dsn, stream)
         with closing(db.connect(dsn)) as conn, db.transaction(conn):
-            if db.row(conn, "get_stream", {"stream": stream.name}) is None:
-                _try(settings, dsn, stream)
             if registry.register(conn, stream, columns, engine()):
                 logger.info(
                     "registered stream %s: %d log columns, first champion %s-1", stream.name, len(columns), stream.name

@@ -45,10 +45,9 @@ def add_commands(commands: Any) -> None:
 def run_worth(settings: Settings, arguments: argparse.Namespace) -> int:
     """`headrace worth`"""
     from headrace.worth.past import from_file, from_log  # here: models would slow every other command's start
+    from headrace.worth.report import check_names
 
-    for path in (arguments.predictions, arguments.plot):
-        if path is not None and not path.parent.is_dir():
-            raise SettingsError(f"there is no folder {path.parent} for {path.name}")
+    check_names(arguments.predictions, arguments.plot)
     if Path(arguments.past).suffix:
         if arguments.label is None or arguments.event_time is None:
             raise SettingsError("a file needs --label and --event-time, and --label-time where labels come later")
@@ -61,12 +60,13 @@ def run_worth(settings: Settings, arguments: argparse.Namespace) -> int:
         if given := [n for n in ("label", "event_time", "label_time", "features") if getattr(arguments, n) is not None]:
             raise SettingsError(f"--{given[0].replace('_', '-')} is for files: a stream's definition says it already")
         stream = stream_of(settings, arguments.past)
-        with platform(settings) as dsn, closing(db.connect(dsn, role="headrace_steer")) as conn:
-            batch = experiments.past(conn, stream)
-            conn.commit()
-            worth = _replay(from_log(stream, batch), stream.recipes())
+        with platform(settings) as dsn:
+            with closing(db.connect(dsn, role="headrace_steer")) as conn:
+                batch = experiments.past(conn, stream)
+            worth = _replay(from_log(stream, batch), stream.recipes())  # takes minutes: nothing is kept open for it
             document = worth.document()
-            experiments.add(conn, stream.name, batch, document)
+            with closing(db.connect(dsn, role="headrace_steer")) as conn:
+                experiments.add(conn, stream.name, batch, document)
     if arguments.predictions is not None:
         worth.write_predictions(arguments.predictions)
     if arguments.plot is not None:
@@ -122,6 +122,6 @@ def _print(document: dict[str, Any]) -> None:
         curve.add_row(name, f"{point['log_loss']:.5f}", f"{point['cpu_s']:.1f}")
     console.print(curve)
     advice = document["advice"]
-    console.print(f"[bold]{document['advice']['says']}[/]")
+    console.print(f"[bold]{advice['says']}[/]")
     for sentence in (*advice["reasons"], *document["remarks"]):
         console.print(f"- {sentence}", highlight=False)

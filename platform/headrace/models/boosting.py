@@ -265,9 +265,7 @@ def train(
     searched = None
     if budget is not None:
         settings["feature_pre_filter"] = False  # which features can be split depends on what is searched
-        inner_from = early[int(len(early) * (1.0 - valid_fraction))]
-        learning = early[(early < inner_from) & (label_time[early] < event_time[inner_from])]
-        judging = early[early >= inner_from]
+        learning, judging = _parts(early, event_time, label_time, valid_fraction)
         if all(len(np.unique(y[rows])) == 2 for rows in (learning, judging)):
 
             def evaluate(params: Mapping[str, Any]) -> float:
@@ -289,6 +287,14 @@ def train(
         best_trees=best,
         searched=searched,
     )
+
+
+def _parts(
+    rows: NDArray[np.intp], event_time: NDArray[np.int64], label_time: NDArray[np.int64], share: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the rows whose labels had come before the last ones began, and those last ones."""
+    first = rows[int(len(rows) * (1.0 - share))]
+    return rows[(rows < first) & (label_time[rows] < event_time[first])], rows[rows >= first]
 
 
 def _split(y: Floats, event_time: NDArray[np.int64], label_time: NDArray[np.int64], valid_fraction: float) -> int:

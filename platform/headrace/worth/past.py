@@ -36,6 +36,8 @@ FIRST = 0.2
 MEANS = 4  # categories at most whose target means are features, unless a definition says which
 _LEAST_LABELS = 1_000
 _SECOND = 1_000_000
+_NO_TIME = -(2**63)
+_NO_COLUMN = "\0"  # stands for a file's key: no column of a file is called that
 
 Ints = NDArray[np.int64]
 
@@ -211,9 +213,6 @@ def from_file(
     return _past(str(path), stream, {**columns, "event_time": at[rows]}, at[rows], y[rows], told[rows], remarks)
 
 
-_NO_TIME = -(2**63)
-
-
 def _table(path: Path) -> pa.Table:
     try:
         if path.suffix in (".parquet", ".pq"):
@@ -309,12 +308,17 @@ def _definition(path: Path, event_time: str, columns: dict[str, Any], kinds: dic
     names = [name for name, kind in kinds.items() if kind == "category"]
     few = sorted(names, key=lambda name: len(np.unique(columns[name].keys())))[:MEANS]
     features: list[Feature] = [hour_of_day(event_time), day_of_week(event_time), target_mean(*few)]
-    features += [category(*names)] if names else []
+    own = {"event_time"} - {event_time} | {name for feature in features for name in feature.names()}
+    if clash := sorted(own & kinds.keys()):
+        raise SourceError(
+            f"{path}: found a column called {', '.join(clash)}, as headrace calls something of its own: rename it"
+        )
     numbers = [name for name, kind in kinds.items() if kind == "number"]
+    features += [category(*names)] if names else []
     features += [number(*numbers)] if numbers else []
     return Stream(
         name="file",
-        source=Source(conn_id="file", table="file.rows", key="row", event_time=event_time),
+        source=Source(conn_id="file", table="file.rows", key=_NO_COLUMN, event_time=event_time),
         label=Label(value=col("label"), label_time="label_time", window=timedelta(days=365), if_missing="drop"),
         features=features,
         champion=recipes.ftrl(),

@@ -30,6 +30,26 @@ td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) { text-align: l
 """
 
 
+def check_names(predictions: Path | None, plot: Path | None) -> None:
+    """Refuse names of files that could not be written, before anything is computed.
+
+    Raises
+    ------
+    BatchError
+        There is no such folder, or the name says nothing that can be written.
+    """
+    for path, what, endings in (
+        (predictions, "predictions", (".parquet", ".csv")),
+        (plot, "the plot", (".html", ".svg")),
+    ):
+        if path is None:
+            continue
+        if path.suffix not in endings:
+            raise BatchError(f"found {path.name!r} for {what}, expected a name that ends in {' or '.join(endings)}")
+        if not path.parent.is_dir():
+            raise BatchError(f"there is no folder {path.parent} for {path.name}")
+
+
 @dataclass(frozen=True)
 class Worth:
     """Everything that a run found."""
@@ -83,7 +103,7 @@ class Worth:
         Raises
         ------
         BatchError
-            The name says neither Parquet nor CSV, or it cannot be written.
+            It cannot be written.
         """
         race, rows = self.race, self.race.scored
         columns: dict[str, Any] = {
@@ -101,12 +121,10 @@ class Worth:
                 import pyarrow.parquet as pq
 
                 pq.write_table(table, path)
-            elif path.suffix == ".csv":
+            else:
                 from pyarrow import csv
 
                 csv.write_csv(table, path)
-            else:
-                raise BatchError(f"found {path.name!r} for predictions, expected a name that ends in .parquet or .csv")
         except OSError as error:
             raise BatchError(f"the predictions cannot be written to {path}: {error}") from error
 
@@ -116,10 +134,8 @@ class Worth:
         Raises
         ------
         BatchError
-            The name says neither, or it cannot be written.
+            It cannot be written.
         """
-        if path.suffix not in (".svg", ".html"):
-            raise BatchError(f"found {path.name!r} for the plot, expected a name that ends in .html or .svg")
         try:
             path.write_text(self.curve_picture() if path.suffix == ".svg" else self.page())
         except OSError as error:
