@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from headrace.definition import recipes
-from headrace.models.boosting import DEFAULTS, train
+from headrace.models.boosting import _NAMES, DEFAULTS, train
 from headrace.models.search import SPACE, search
 
 Make = Callable[..., Any]  # the fixture that makes a small stream
@@ -85,6 +85,14 @@ def test_other_names_of_a_parameter_are_the_recipe_s_own(stream: Make) -> None:
     trained = train(*stream(1_000), FEW | {"eta": 0.07, "search": {"trials": 2, "seconds": None}})
     assert trained.searched is not None and "learning_rate" not in trained.searched.params
     assert "[learning_rate: 0.07]" in trained.ensemble.text
+
+
+def test_all_of_lightgbms_other_names_are_known() -> None:
+    """It keeps the list for itself; a release that adds a name must not be searched past what a recipe sets."""
+    from lightgbm.basic import _ConfigAliases
+
+    for name in {*DEFAULTS, *SPACE}:
+        assert {alias for alias, meant in _NAMES.items() if meant == name} == _ConfigAliases.get(name) - {name}
 
 
 @pytest.mark.parametrize("make", [recipes.lightgbm, recipes.gbdt_lr, recipes.stack])

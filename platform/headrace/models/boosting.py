@@ -46,7 +46,7 @@ _NAMES = {
     **dict.fromkeys(("num_leaf", "max_leaves", "max_leaf", "max_leaf_nodes"), "num_leaves"),
     **dict.fromkeys(("min_data", "min_data_per_leaf", "min_child_samples", "min_samples_leaf"), "min_data_in_leaf"),
     **dict.fromkeys(("sub_feature", "colsample_bytree"), "feature_fraction"),
-    **dict.fromkeys(("reg_lambda", "lambda"), "lambda_l2"),
+    **dict.fromkeys(("reg_lambda", "lambda", "l2_regularization"), "lambda_l2"),
     "max_bins": "max_bin",
 }
 """LightGBM's other names of what `DEFAULTS` and the search set."""
