@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tests.bench import oracles
 from tests.bench.flights import _FLIGHTS, log_of
+from tests.bench.rebuild import rebuilt_faster
 
 from headrace.batch.walk_forward import Walk, walk_forward
 from headrace.definition import recipes
@@ -239,5 +240,6 @@ def run() -> dict[str, Any]:
         "same_features": judged,
         "ratio_river": round(river / ftrl, 1),
         "ratio_vw": round(vw["us_per_sample"] / ftrl, 2),
+        "ratio_rebuild": rebuilt_faster(data, river * len(batch.y) / 1e6, len(batch.y))["ratio_rebuild"],
         "learner_us_per_sample": round(learner, 3),
     }

@@ -118,6 +118,14 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
         lambda s: _stacked(s, recipes.ftrl(), recipes.stack()),
         "member 'stack' is of kind stack, expected ftrl, lightgbm",
     ),
+    (
+        lambda s: replace(s, challengers=[recipes.calibrated(recipes.ftrl(), by=["shade"])]),
+        "recipes: 'ftrl_calibrated' calibrates by shade, expected names of categories among the features: colour",
+    ),
+    (
+        lambda s: replace(s, challengers=[recipes.calibrated(s.champion, by=["colour"])]),
+        "member 'river' is of kind river, expected",
+    ),
     (lambda s: _stacked(s, recipes.lightgbm(num_leaves=7)), "member 'lightgbm' sets num_leaves, but the trees"),
     (lambda s: _stacked(s, recipes.label_mean(labels=0)), "member 'label_mean': found labels=0, expected at least 1"),
     (lambda s: _stacked(s, recipes.gbdt_lr(), recipes.gbdt_lr(name="b", table_bits=9)), "gbdt_lr differ in table_bits"),

@@ -190,6 +190,24 @@ def test_the_default_members_keep_the_contract(trained: Trained, stream: Make) -
     check_model(lambda: build.stack(recipes.stack(), None), X, y)
 
 
+def test_a_calibration_layer_keeps_the_contract(trained: Trained, stream: Make) -> None:
+    X, y, _, _ = stream(300, seed=1)
+    by = [name for name in X if is_category(X[name])][:2]
+    for recipe in (recipes.stack(calibrate_by=by), recipes.calibrated(recipes.lightgbm(), by)):
+        assert recipe.mistakes() == []
+        check_model(lambda recipe=recipe: build.stack(recipe, trained.ensemble), X, y)  # type: ignore[misc]
+    alone = recipes.calibrated(recipes.ftrl(), by)
+    assert (alone.name, alone.bootstraps) == ("ftrl_calibrated", False)
+    check_model(lambda: build.fresh(alone, key=b""), X, y)
+
+
+def test_calibrated_trees_are_trained_as_the_recipe_says() -> None:
+    recipe = recipes.calibrated(recipes.lightgbm(num_leaves=7, scale=0.1, search=recipes.Search(trials=3)), ["a"])
+    assert recipe.mistakes() == []
+    assert recipe.params == {"calibrate_by": ["a"], "num_leaves": 7, "search": {"trials": 3, "seconds": None}}
+    assert recipe.members[0].params == {"scale": 0.1}
+
+
 def test_shared_columns_are_prepared_once(trained: Trained, stream: Make) -> None:
     X, _, _, _ = stream(50)
     prepared = build.stack(recipes.stack(), trained.ensemble).prepare(X)

@@ -15,8 +15,12 @@ Kind = Literal["river", "ftrl", "lightgbm", "gbdt_lr", "label_mean", "stack"]
 ONLINE: dict[str, tuple[str, ...]] = {
     "lightgbm": ("scale", "restore"),
     "gbdt_lr": ("leaf_alpha", "category_alpha", "table_bits", "offset"),
+    "stack": ("calibrate_by",),
 }
-"""Parameters of the online part of recipes with trees; what is left goes to the training of the trees."""
+"""Parameters of the online part of recipes that may have trees; what is left goes to the training of the trees."""
+
+TREES = ("lightgbm", "gbdt_lr")
+"""Kinds that have trees."""
 
 _Rules = dict[str, tuple[Callable[[Any], bool], str]]
 _FTRL: _Rules = {
@@ -54,7 +58,7 @@ class Recipe:
 
     @property
     def bootstraps(self) -> bool:
-        return self.kind in ONLINE or any(member.bootstraps for member in self.members)
+        return self.kind in TREES or any(member.bootstraps for member in self.members)
 
     def mistakes(self) -> list[str]:
         """What is wrong with its parameters, a part of a sentence each.
@@ -87,19 +91,19 @@ def _is_budget(trials: int | None, seconds: float | None) -> bool:
 
 
 def _of_members(stack: Recipe) -> Iterator[str]:
-    if len(stack.members) < 2:
-        yield f"found {len(stack.members)} member(s), expected at least two"
+    if len(stack.members) < 2 and not (stack.members and stack.params.get("calibrate_by")):
+        yield f"found {len(stack.members)} member(s), expected at least two, or one with calibrate_by"
     for name, count in Counter(member.name for member in stack.members).items():
         if count > 1:
             yield f"{count} members are named {name!r}; give each a name of its own with name=..."
-    if stack.params and not stack.bootstraps:
-        yield f"found {', '.join(stack.params)} for trees, expected a member that has trees: lightgbm or gbdt_lr"
+    if not stack.bootstraps and (trees := [name for name in stack.params if name not in ONLINE["stack"]]):
+        yield f"found {', '.join(trees)} for trees, expected a member that has trees: lightgbm or gbdt_lr"
     if len({member.params.get("table_bits") for member in stack.members if member.kind == "gbdt_lr"}) > 1:
         yield "members of kind gbdt_lr differ in table_bits, expected the same for all: they share their columns"
     for member in stack.members:
         if member.kind in ("river", "stack"):
             yield f"member {member.name!r} is of kind {member.kind}, expected ftrl, lightgbm, gbdt_lr or label_mean"
-        if member.kind in ONLINE and (trees := [name for name in member.params if name not in ONLINE[member.kind]]):
+        if member.kind in TREES and (trees := [name for name in member.params if name not in ONLINE[member.kind]]):
             yield (
                 f"member {member.name!r} sets {', '.join(trees)}, but the trees are trained once for all members; "
                 "give it to stack(...)"
@@ -191,6 +195,7 @@ def stack(
     name: str = "stack",
     target_means: bool = True,
     members: Sequence[Recipe] | None = None,
+    calibrate_by: Sequence[str] = (),
     search: Search | None = None,
     **params: Any,
 ) -> Recipe:
@@ -202,12 +207,26 @@ def stack(
         Whether all members read the stream's target means; what a member's own recipe says about it does not count.
     members
         Recipes of kinds ftrl, lightgbm, gbdt_lr and label_mean; `default_members` when not given.
+    calibrate_by
+        Categories whose values each have a calibration of their own, made of what the stack got wrong there lately.
     params
         For LightGBM: the trees are trained once for all members that have trees.
     """
     chosen = default_members(target_means=target_means) if members is None else members
     mine = tuple(replace(m, target_means=target_means) for m in chosen)
-    return Recipe("stack", name, target_means, params | _budget(search), members=mine)
+    own = {"calibrate_by": list(calibrate_by)} if calibrate_by else {}
+    return Recipe("stack", name, target_means, {**own, **params, **_budget(search)}, members=mine)
+
+
+def calibrated(recipe: Recipe, by: Sequence[str], *, name: str | None = None) -> Recipe:
+    """One model under a calibration layer: each value of some categories is corrected by what was wrong there lately.
+
+    A stack of one. `recipe` is of a kind that a stack may have; its target means are kept.
+    """
+    trees = {k: v for k, v in recipe.params.items() if recipe.kind in TREES and k not in ONLINE[recipe.kind]}
+    member = replace(recipe, params={k: v for k, v in recipe.params.items() if k not in trees})
+    params = {"calibrate_by": list(by), **trees}
+    return Recipe("stack", name or f"{recipe.name}_calibrated", recipe.target_means, params, members=(member,))
 
 
 def lean_members(*, target_means: bool = True) -> tuple[Recipe, ...]:

@@ -298,9 +298,16 @@ def _recipes(stream: Stream) -> Iterator[str]:
             f"champion: {stream.champion.name!r} must be trained before it can serve; expected a recipe that learns from "
             "the first event, such as recipes.river(...), with this one among the challengers"
         )
+    kinds = ("category", "hour_of_day", "day_of_week", "cross")
+    named = [name for feature in stream.features if feature.kind in kinds for name in feature.names()]
     for recipe in stream.recipes():
         if recipe.target_means and not stream.feature_columns("target_mean"):
             yield f"recipes: {recipe.name!r} uses target means, but features declare no target_mean(...)"
+        if strange := [c for c in recipe.params.get("calibrate_by", ()) if c not in named]:
+            yield (
+                f"recipes: {recipe.name!r} calibrates by {', '.join(strange)}, expected names of categories among the "
+                f"features: {', '.join(named)}"
+            )
         yield from (f"recipes: {recipe.name!r}: {mistake}" for mistake in recipe.mistakes())
         try:
             json.dumps([recipe.params, *(member.params for member in recipe.members)])

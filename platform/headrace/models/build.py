@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.definition.recipes import ONLINE, Recipe
+from headrace.definition.recipes import ONLINE, TREES, Recipe
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.contract import Floats, Model
@@ -90,18 +90,18 @@ def stack(recipe: Recipe, ensemble: Ensemble | None) -> Stack:
     members = [Member(m.name, _member(m, ensemble), preparers[_reads(m)]) for m in recipe.members]
     if all(member.model is None for member in members):
         raise ModelError(f"found no trained trees for {recipe.name!r}, whose members all have some")
-    return Stack(members, 0.0 if ensemble is None else ensemble.outstanding)
+    return Stack(members, 0.0 if ensemble is None else ensemble.outstanding, **_own(recipe))
 
 
 def _member(recipe: Recipe, ensemble: Ensemble | None) -> Model | None:
-    if recipe.kind not in ONLINE:
+    if recipe.kind not in TREES:
         return fresh(recipe, key=b"")
     return None if ensemble is None else _with_trees(recipe, ensemble)
 
 
 def _reads(member: Recipe) -> tuple[str, bool]:
     """What the prepared columns of a member depend on: members with equal ones share them."""
-    return "trees" if member.kind in ONLINE else member.kind, member.params.get("pairs", False)
+    return "trees" if member.kind in TREES else member.kind, member.params.get("pairs", False)
 
 
 def train(

@@ -19,8 +19,8 @@ from headrace.events import Columns
 from headrace.models.contract import Floats, Model, row_count, take
 from headrace.models.snapshot import dump, parse
 
-Run = tuple[bool, NDArray[np.intp]]
-"""Neighbouring log entries of one kind: whether they are labels, and their events' rows."""
+Run = tuple[bool, NDArray[np.intp], int]
+"""Neighbouring log entries of one kind: whether they are labels, their events' rows, and the clock in microseconds."""
 
 
 def check_model(
@@ -102,23 +102,24 @@ def _harder(X: Columns, y: Floats) -> tuple[dict[str, NDArray[Any]], Floats]:
 
 def _log(n: int, random: np.random.Generator) -> Iterator[Run]:
     """Yield runs of events and of labels; labels come in another order than events, some never."""
-    asked, waiting = 0, np.empty(0, dtype=np.intp)
+    asked, waiting, clock = 0, np.empty(0, dtype=np.intp), 0
     while asked < n:
+        clock += 2_000_000
         size = int(random.integers(1, 25))
         rows = np.arange(asked, min(n, asked + size), dtype=np.intp)
         asked += len(rows)
-        yield False, rows
+        yield False, rows, clock
         waiting = random.permutation(np.concatenate([waiting, rows]))
         ready = int(random.integers(0, len(waiting)))
         if ready:
-            yield True, waiting[:ready]
+            yield True, waiting[:ready], clock + 1_000_000
         waiting = waiting[ready:]
 
 
 def _cut(log: list[Run], size: int) -> Iterator[Run]:
-    for is_label, rows in log:
+    for is_label, rows, clock in log:
         for start, stop in pairwise([*range(0, len(rows), size), len(rows)]):
-            yield is_label, rows[start:stop]
+            yield is_label, rows[start:stop], clock
 
 
 def _memos(model: Model, y: Floats) -> Floats:
@@ -130,10 +131,10 @@ def _follow(name: str, model: Model, X: Columns, y: Floats, weight: Floats, log:
     """Run a model over a log and return its predictions in order; `memos` keeps what open events wait with."""
     outstanding = int(np.count_nonzero(memos[:, -1] == 1.0))
     predictions: list[Floats] = []
-    for step, (is_label, rows) in enumerate(log):
+    for is_label, rows, time in log:
         raw = take(X, rows)
         prepared = model.prepare(raw)
-        clock = np.full(len(rows), 1_000_000 * step, dtype=np.int64)
+        clock = np.full(len(rows), time, dtype=np.int64)
         if is_label:
             model.learn(prepared, y[rows], memos[rows, :-1], weight[rows], clock)
             memos[rows, -1] = 0.0

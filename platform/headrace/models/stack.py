@@ -3,6 +3,7 @@
 No member is best everywhere or for ever. Four logistic stackers, quick and slow, rigid and forgetting, each weigh the
 members' logits; a Bayesian top weighs the stackers. All of them learn from what was predicted at the event, when its label
 comes, and the more labels are outstanding the smaller are their steps: without that, mixtures overreact to delayed labels.
+On top may stand a calibration layer per value of some categories (`headrace.models.residuals`).
 Members learn on their own and share prepared columns where they can. Exactly sequential: one call over a range of the log
 and turns give the same bits.
 """
@@ -32,7 +33,9 @@ from headrace.models.contract import (
     take,
 )
 from headrace.models.gbdt_lr import GbdtLr
+from headrace.models.kalman import dot, learn
 from headrace.models.lightgbm import LightGbmModel
+from headrace.models.residuals import ResidualMeans
 from headrace.models.text import is_category, kernel, keys_of
 
 STACKERS = ((0.1, 0.0), (0.1, 3e-3), (1.0, 0.0), (1.0, 3e-3))
@@ -41,10 +44,11 @@ STACKERS = ((0.1, 0.0), (0.1, 3e-3), (1.0, 0.0), (1.0, 3e-3))
 _COUNT = len(STACKERS)
 _RESTORE = np.array([r for _, r in STACKERS])
 _CLIP = 6.9  # of a member's logit, about logit(1 - _LEAST)
-_LEAST = 1e-3  # of a probability, of the curvature p (1 - p), and of a label's likelihood under the top
+_LEAST = 1e-3  # of a probability, and of a label's likelihood under the top
 _SWITCH = 1e-3  # share of the top's weights that is dealt out evenly at a label, times sqrt(1 + D)
 _HORIZON = 1000.0  # predictions over which the number of outstanding labels is averaged
 _NONE, _NO_EVENTS = np.empty(0), np.empty(0, dtype=np.int64)
+_LAYER = " keys"  # prepared column of the calibration layer; no member's begins with a space
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,15 @@ class Stack:
         At least one of them present.
     outstanding
         D of the start: the bootstrap's mean.
+    calibrate_by
+        Categories of the calibration layer; none without one.
     """
 
-    def __init__(self, members: Sequence[Member], outstanding: float) -> None:
+    def __init__(self, members: Sequence[Member], outstanding: float, calibrate_by: Sequence[str] = ()) -> None:
         self._members = tuple(members)
         count = len(members)
-        self.memo_width = count + _COUNT
+        self._layer = ResidualMeans(calibrate_by, outstanding) if calibrate_by else None
+        self.memo_width = count + _COUNT + (0 if self._layer is None else self._layer.width)
         self._present = np.array([member.model is not None for member in members])
         self._fitted = False
         self._delay = np.array([outstanding])
@@ -102,12 +109,13 @@ class Stack:
                 if member.model is not None:
                     member.model.prepare(nothing)
             self._fitted = True
-        return {
+        prepared = {
             f"{member.name} {name}": values
             for member in self._members
             if member.model is not None and member.prepared_by == member.name
             for name, values in member.model.prepare(X).items()
         }
+        return prepared if self._layer is None else prepared | {_LAYER: self._layer.keys_of(X)}
 
     def follow(self, turns: Turns, events: Columns, labels: Columns) -> tuple[Floats, Floats]:
         """Predict events and learn labels, in their order; see `headrace.models.contract.Following`.
@@ -121,7 +129,7 @@ class Stack:
             assert isinstance(member.model, Sequential | Following)  # `build` makes no others
             p, _ = follow(member.model, turns, _read_by(member, events), _read_by(member, labels))
             predicted[:, column] = p
-        return self._combine(turns, predicted, self._delay)
+        return self._combine(turns, predicted, self._delay, events, labels)
 
     def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
         """Predict n events; see `headrace.models.contract.Model`."""
@@ -145,14 +153,20 @@ class Stack:
         for column, member in enumerate(self._members):
             if member.model is not None:
                 predicted[:, column] = member.model.predict(_read_by(member, X))
-        return self._combine(_only_events(n, 0, self.memo_width), predicted, self._delay.copy())
+        return self._combine(
+            _only_events(n, 0, self.memo_width), predicted, self._delay.copy(), X, take(X, slice(0, 0))
+        )
 
-    def _combine(self, turns: Turns, predicted: Floats, delay: Floats) -> tuple[Floats, Floats]:
+    def _combine(
+        self, turns: Turns, predicted: Floats, delay: Floats, events: Columns, labels: Columns
+    ) -> tuple[Floats, Floats]:
         p, memo = np.empty(len(predicted)), np.empty((len(predicted), self.memo_width))
         _run(
             turns.order, predicted, self._present, turns.outstanding, turns.asked, turns.memo, turns.y, turns.weight,
             self._w, self._P, self._top, delay, self._start, _RESTORE, self._sums, p, memo,
         )  # fmt: skip
+        if self._layer is not None:
+            p = self._layer.follow(turns, p, memo, len(self._members) + _COUNT, events[_LAYER], labels[_LAYER])
         return p, memo
 
     def take_over(self, former: Stack, *, stackers: bool) -> None:
@@ -177,7 +191,7 @@ class Stack:
             elif mine.model is not None and other.model is not None and not isinstance(mine.model, LightGbmModel):
                 mine.model.load(*other.model.save())
         if stackers:
-            self._load(former._save())
+            self._load(*former._save())
 
     def report(self) -> tuple[MemberScore, ...]:
         """What each member did since the last report, and its logit's mean weight over the stackers, by the top's weights."""
@@ -192,12 +206,12 @@ class Stack:
 
     def save(self) -> tuple[Arrays, dict[str, Any]]:
         """Return the stackers and the members' states."""
-        arrays, metas = self._save(), {}
+        (arrays, meta), metas = self._save(), {}
         for number, member in enumerate(self._members):
             if member.model is not None:
                 saved, metas[member.name] = member.model.save()
                 arrays |= {f"{number}/{name}": values for name, values in saved.items()}
-        return arrays, {"members": metas}
+        return arrays, meta | {"members": metas}
 
     def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
         """Take over a saved state.
@@ -210,7 +224,7 @@ class Stack:
         names = [member.name for member in self._members if member.model is not None]
         if list(meta["members"]) != names and sorted(meta["members"]) != sorted(names):
             raise ModelError(f"found a stack of {', '.join(meta['members'])}, expected {', '.join(names)}")
-        self._load(arrays)
+        self._load(arrays, meta)
         for number, member in enumerate(self._members):
             if member.model is not None:
                 prefix = f"{number}/"
@@ -218,13 +232,22 @@ class Stack:
                 member.model.load(own, meta["members"][member.name])
         self._sums[:] = 0.0
 
-    def _save(self) -> Arrays:
-        stackers = {"w": self._w, "P": self._P, "top": self._top, "delay": self._delay, "start": self._start}
-        return {name: values.copy() for name, values in stackers.items()}
+    def _save(self) -> tuple[Arrays, dict[str, Any]]:
+        """What is not its members'."""
+        own = {"w": self._w, "P": self._P, "top": self._top, "delay": self._delay, "start": self._start}
+        arrays: Arrays = {name: values.copy() for name, values in own.items()}
+        if self._layer is None:
+            return arrays, {}
+        saved, table = self._layer.save()
+        return arrays | {f"layer/{name}": values for name, values in saved.items()}, {"layer": table}
 
-    def _load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def _load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
         self._w, self._P, self._top = arrays["w"].copy(), arrays["P"].copy(), arrays["top"].copy()
         self._delay, self._start = arrays["delay"].copy(), arrays["start"].copy()
+        if self._layer is not None:
+            prefix = "layer/"
+            own = {name.removeprefix(prefix): v for name, v in arrays.items() if name.startswith(prefix)}
+            self._layer.load(own, meta["layer"])
 
 
 def _read_by(member: Member, X: Columns) -> Columns:
@@ -252,14 +275,6 @@ def _inputs(memo: Any, i: Any, x: Any) -> None:
 
 
 @kernel
-def _dot(a: Any, b: Any) -> Any:
-    total = 0.0
-    for k in range(a.shape[0]):
-        total += a[k] * b[k]
-    return total
-
-
-@kernel
 def _predict(
     i: Any, predicted: Any, present: Any, w: Any, top: Any, x: Any, memo: Any
 ) -> Any:  # fmt: skip
@@ -275,16 +290,15 @@ def _predict(
     _inputs(memo, i, x)
     p = 0.0
     for m in range(_COUNT):
-        q = sigmoid(_dot(w[m], x))
+        q = sigmoid(dot(w[m], x))
         memo[i, count + m] = q
         p += top[m] * q
     return min(p, 1.0)
 
 
 @kernel
-def _learn_top(memo: Any, i: Any, y: Any, weight: Any, delay: Any, top: Any) -> None:
+def _learn_top(memo: Any, i: Any, first: Any, y: Any, weight: Any, delay: Any, top: Any) -> None:
     slow = np.sqrt(1.0 + delay)
-    first = memo.shape[1] - _COUNT
     total = 0.0
     for m in range(_COUNT):
         q = memo[i, first + m]
@@ -294,27 +308,6 @@ def _learn_top(memo: Any, i: Any, y: Any, weight: Any, delay: Any, top: Any) -> 
     switch = _SWITCH / slow
     for m in range(_COUNT):
         top[m] = (1.0 - switch) * (top[m] / total) + switch / _COUNT
-
-
-@kernel
-def _learn_stacker(x: Any, y: Any, weight: Any, w: Any, P: Any, start: Any, back: Any, u: Any) -> None:
-    """One Kalman step of one stacker; P stays symmetric since both halves are written at once."""
-    size = x.shape[0]
-    q = sigmoid(_dot(w, x))
-    h = weight * max(q * (1.0 - q), _LEAST)
-    for a in range(size):
-        u[a] = _dot(P[a], x)
-    d = 1.0 + h * _dot(x, u)
-    step = weight * (y - q) / d
-    shrink = h / d
-    for a in range(size):
-        w[a] += step * u[a]
-        for b in range(a + 1):
-            value = P[a, b] - shrink * (u[a] * u[b])
-            P[a, b] = value
-            P[b, a] = value
-        if P[a, a] < start:
-            P[a, a] += back
 
 
 @kernel
@@ -339,8 +332,8 @@ def _run(
                 q = sigmoid(kept[row, k])
                 sums[k, 0] += 1.0
                 sums[k, 1] -= log(q if y[i] == 1.0 else 1.0 - q)
-        _learn_top(kept, row, y[i], weight[i], delay[0], top)
+        _learn_top(kept, row, count, y[i], weight[i], delay[0], top)
         _inputs(kept, row, x)
         for m in range(_COUNT):
             back = restore[m] * start[m] / (1.0 + delay[0])
-            _learn_stacker(x, y[i], weight[i], w[m], P[m], start[m], back, u)
+            learn(x, y[i], weight[i], w[m], P[m], start[m], back, u)

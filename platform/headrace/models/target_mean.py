@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from headrace.definition.features import HALF_LIVES, target_mean
 from headrace.errors import ModelError
 from headrace.events import Columns
-from headrace.models.arithmetic import exp2
 from headrace.models.contract import Arrays, Clock, Floats, row_count
+from headrace.models.decay import COUNT, FORGOTTEN, decays
 from headrace.models.table import LAST, OWN, Table, find, insert, must_grow
 from headrace.models.text import kernel, keys_of, seed_of
 
@@ -28,9 +28,6 @@ SHRINKAGE = 10.0
 MAX_VALUES = 1 << 20
 """Values of all keys together that are remembered, 160 bytes each; then those without labels for longest go."""
 
-_HALF_LIVES = np.array(list(HALF_LIVES.values()), dtype=np.float64)
-_LONGEST = float(_HALF_LIVES.max())
-_FORGOTTEN = 64 * int(_LONGEST)  # microseconds: what is that old weighs 2^-64 of a label
 _NEVER = -(2**63)
 
 Keys = NDArray[np.uint64]
@@ -138,7 +135,7 @@ class TargetMeans:
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
 
     def _pass(self, at: int, event: int, *entries: Any) -> tuple[int, int]:
-        arguments = [at, event, *entries[:-1], *self._state(), _HALF_LIVES, self.prior, entries[-1]]
+        arguments = [at, event, *entries[:-1], *self._state(), self.prior, entries[-1]]
         stopped: tuple[int, int] = _run(*arguments)
         return stopped
 
@@ -147,7 +144,7 @@ class TargetMeans:
         none = np.zeros(len(clock))
         out = np.empty((len(clock), len(self.columns)))
         events = np.zeros(len(clock), dtype=np.bool_)
-        _run(0, 0, values, events, none, none, clock, none, clock, *self._state(), _HALF_LIVES, self.prior, out)
+        _run(0, 0, values, events, none, none, clock, none, clock, *self._state(), self.prior, out)
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
 
     def _state(self) -> tuple[Any, Any, Any, Any, Any]:
@@ -176,20 +173,6 @@ class TargetMeans:
 
 
 @kernel
-def _decays(age: Any, out: Any) -> None:
-    """2^(-age/h) for each half-life, from that of the longest by whole powers."""
-    longest = exp2(-age / _LONGEST)
-    for h in range(out.shape[0]):
-        power, left, value = longest, np.int64(_LONGEST / _HALF_LIVES[h]), 1.0
-        while left:
-            if left & 1:
-                value *= power
-            power *= power
-            left >>= 1
-        out[h] = value
-
-
-@kernel
 def _run(
     at: Any,
     event: Any,
@@ -205,12 +188,11 @@ def _run(
     state: Any,
     overall: Any,
     overall_floats: Any,
-    half_lives: Any,
     prior: Any,
     out: Any,
 ) -> Any:
     """Entries from `at` on; returns where it stopped, before the end when the table must grow."""
-    keys, width = values.shape[1], half_lives.shape[0]
+    keys, width = values.shape[1], COUNT
     decay, old = np.empty(width), np.empty(width)
     for i in range(at, clock.shape[0]):
         if is_label[i]:
@@ -218,7 +200,7 @@ def _run(
                 return i, event
             corrects = before[i] == before[i]
             if corrects:
-                _decays(float(clock[i] - since[i]), old)
+                decays(float(clock[i] - since[i]), old)
             for k in range(-1, keys):
                 row, mine, sums = np.int64(0), overall, overall_floats
                 if k >= 0:
@@ -226,9 +208,9 @@ def _run(
                         continue
                     row, mine, sums = find(cells, values[i, k]), cells, floats
                     if row < 0:
-                        row = insert(cells, state, values[i, k], clock[i], clock[i] - _FORGOTTEN)
+                        row = insert(cells, state, values[i, k], clock[i], clock[i] - FORGOTTEN)
                 # Before its first label the overall row has no time; its sums are 0, whatever they decay by.
-                _decays(max(float(clock[i] - np.int64(mine[row, LAST])), 0.0), decay)
+                decays(max(float(clock[i] - np.int64(mine[row, LAST])), 0.0), decay)
                 for h in range(width):
                     gain, count = weight[i] * y[i], weight[i]
                     if corrects:
@@ -245,7 +227,7 @@ def _run(
             # A row without labels reads the same whether it is there or not.
             known = row >= 0 and sums[row, OWN + width] != 0.0
             if known:
-                _decays(float(clock[i] - np.int64(mine[row, LAST])), decay)
+                decays(float(clock[i] - np.int64(mine[row, LAST])), decay)
             for h in range(width):
                 towards = prior if k < 0 else out[event, h]
                 out[event, (k + 1) * width + h] = towards

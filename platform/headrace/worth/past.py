@@ -60,6 +60,8 @@ class Past:
         int64[n + m]: entries in order of time, events before labels; r for event r, -1 - r for label r.
     means
         Names of the target means among the columns.
+    keys
+        The categories that those are means for.
     row_bytes
         Mean size of an event's features, uncompressed.
     remarks
@@ -74,6 +76,7 @@ class Past:
     y: Floats
     order: Ints
     means: tuple[str, ...]
+    keys: tuple[str, ...]
     row_bytes: float
     remarks: tuple[str, ...]
 
@@ -359,7 +362,8 @@ def _past(name: str, stream: Stream, log: Any, event_time: Clock, y: Floats, tol
         means = _means(encoder, X, order, y, label_row, event_time, label_time)
     size = sum(float(np.maximum(v.length, 0).mean()) + 1 if isinstance(v, Text) else 8.0 for v in X.values())
     times = (event_time, label_row, label_time)
-    return Past(name, X | means, *times, y[label_row], order, tuple(means), size, tuple(remarks))
+    keys = stream.feature_columns("target_mean")
+    return Past(name, X | means, *times, y[label_row], order, tuple(means), keys, size, tuple(remarks))
 
 
 def _means(

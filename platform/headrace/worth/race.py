@@ -59,20 +59,33 @@ class Entrant:
         """Its recipe's."""
         return self.recipe.name
 
+    @property
+    def combines(self) -> bool:
+        """Whether it is a stack of others: those are in no family's stack."""
+        return len(self.recipe.members) > 1
 
-def entrants(own: Sequence[Recipe] = ()) -> list[Entrant]:
-    """Who races: trees by themselves, what a stack is made of, a stream's own recipes; what has trees gets the race's."""
+
+def entrants(own: Sequence[Recipe] = (), keys: Sequence[str] = ()) -> list[Entrant]:
+    """Who races: trees by themselves, what a stack is made of, a stream's own recipes; what has trees gets the race's.
+
+    Parameters
+    ----------
+    keys
+        Categories with target means, which a calibration layer goes by; without any there is none.
+    """
     raw = 0.0  # the scale of a recalibration that never moves
     usual = [
         Entrant("batch", recipes.lightgbm(name="batch_frozen", scale=raw), retrains=False),
         Entrant("batch", recipes.lightgbm(name="batch_scheduled", scale=raw)),
         Entrant("batch", recipes.lightgbm(name="batch_frozen_recalibrated"), retrains=False),
     ]
-    for member in recipes.default_members():
+    for member in recipes.default_members(target_means=bool(keys)):
         name = "batch_recalibrated" if member.kind == "lightgbm" else member.name
         usual.append(Entrant(_family(member), replace(member, name=name, target_means=True)))
+    if keys:
+        usual.append(Entrant("hybrid", recipes.calibrated(recipes.lightgbm(), keys)))
     taken = {recipe.name for recipe in own}
-    mine = [Entrant(_family(recipe), recipe) for recipe in own if recipe.kind != "stack"]
+    mine = [Entrant(_family(recipe), recipe) for recipe in own]
     return mine + [entrant for entrant in usual if entrant.name not in taken]
 
 
@@ -135,7 +148,7 @@ class Race:
     @property
     def regret(self) -> float:
         """The hybrid stack's loss over that of its best member in hindsight, less 1."""
-        best = min(self.sums(ran.p).mean_loss for ran in self.ran)
+        best = min(self.sums(ran.p).mean_loss for ran in self.ran if not ran.entrant.combines)
         return self.sums(self.families["hybrid"]).mean_loss / best - 1.0
 
 
@@ -144,17 +157,24 @@ def grain(past: Past) -> int:
     return DAY if past.days >= 20 else MOMENT
 
 
-def race(past: Past, own: Sequence[Recipe], told: Told) -> Race:
+def race(past: Past, own: Sequence[Recipe], told: Told, every: int | None = None) -> Race:
     """Run it.
+
+    Parameters
+    ----------
+    own
+        Recipes that race beside the usual ones, or instead of those that they share a name with.
+    every
+        Microseconds between trainings of the trees; a tenth of what is scored unless given.
 
     Raises
     ------
     ModelError
         The first part, or a later one, has labels of one class only.
     """
-    trainings = train_all(past, told)
+    trainings = train_all(past, told, every)
     ran = []
-    for entrant in entrants(own):
+    for entrant in entrants(own, past.keys):
         told(f"{entrant.name} goes over {len(past.event_time):,} events")
         ran.append(_run(past, entrant, trainings))
     late = past.label_row >= past.first
@@ -165,18 +185,20 @@ def race(past: Past, own: Sequence[Recipe], told: Told) -> Race:
             "more"
         )
     told("stacking each family")
+    single = [r for r in ran if not r.entrant.combines]
     families: dict[Family, Floats] = {
-        family: stacked(past, [r for r in ran if family in ("hybrid", r.entrant.family)], trainings[0])
+        family: stacked(past, [r for r in single if family in ("hybrid", r.entrant.family)], trainings[0])
         for family in FAMILIES
     }
     return Race(past, scored, y, trainings, ran, families)
 
 
-def train_all(past: Past, told: Told) -> list[Training]:
-    """Trees on what was known amid the first part, at its end, and at equal intervals after it."""
+def train_all(past: Past, told: Told, every: int | None = None) -> list[Training]:
+    """Trees on what was known amid the first part, at its end, and at equal intervals after it; see `race`."""
     half, start, end = (int(past.event_time[row]) for row in (past.first // 2, past.first, -1))
     step = grain(past)
-    every = max(step, -(-(end - start) // TRAININGS // step) * step)
+    if every is None:
+        every = max(step, -(-(end - start) // TRAININGS // step) * step)
     times = [half, start, *range(start // step * step + every, end, every)]
     made = []
     for number, at in enumerate(times, start=1):
@@ -222,7 +244,7 @@ class Walker:
         self._starts = trainings[0].entry
         self.X = past.features(entrant.recipe.target_means or entrant.recipe.bootstraps)  # all share the trees
         self.model: Model | None = None
-        if not entrant.recipe.bootstraps or entrant.recipe.kind == "stack":
+        if not all(part.bootstraps for part in entrant.recipe.members or (entrant.recipe,)):
             self.model = fresh(entrant.recipe, key=_KEY)
         self.p = np.full(len(past.event_time), np.nan)
         self._memo: Floats | None = None
@@ -270,10 +292,10 @@ class Walker:
             return
         past = self._past
         events, labels = past.slices(first, last)
-        stacks = isinstance(self.model, Stack)
-        begun = not stacks or first >= self._starts
-        waiting = np.full((len(past.event_time), self.model.memo_width), np.nan) if stacks and not begun else self._memo
-        turns = past.turns(first, last, waiting, asked=begun)
+        begun = not isinstance(self.model, Stack) or not self._recipe.bootstraps or first >= self._starts
+        if isinstance(self.model, Stack) and self._memo is None:
+            self._memo = np.full((len(past.event_time), self.model.memo_width), np.nan)
+        turns = past.turns(first, last, self._memo, asked=begun)
         began = time.process_time()
         p, memo = follow(
             self.model, turns, prepared.of(slice(events.start, events.stop)), prepared.of(past.label_row[labels])
