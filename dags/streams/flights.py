@@ -73,7 +73,7 @@ stream = Stream(
         expect.label_rate(0.05, 0.60),
     ],
     champion=recipes.river(river_ftrl),
-    challengers=[recipes.lightgbm(), recipes.gbdt_lr()],
+    challengers=[recipes.gbdt_lr(), recipes.stack(calibrate_by=["carrier", "origin", "dest", "tailnum"])],
     slices=["origin"],
     policy=Policy(season=timedelta(days=1), challenger_slots=2),
 )
