@@ -179,7 +179,7 @@ def recipe(small: Stream, request: pytest.FixtureRequest) -> Recipe:
     if request.param == "ftrl":
         return recipes.ftrl(pairs=True, admit_after=2, max_weights=60, target_means=True)
     if request.param == "stack":
-        return recipes.stack()
+        return recipes.stack(calibrate_by=["colour"])
     found = small.recipe(request.param)
     assert found is not None
     return found

@@ -17,7 +17,7 @@ from headrace.definition import recipes
 from headrace.store import checkpoints, db, registry
 from headrace.store.state import ARTIFACT
 
-RECIPE = recipes.stack(min_data_in_leaf=20, max_trees=20)
+RECIPE = recipes.stack(calibrate_by=["colour"], min_data_in_leaf=20, max_trees=20)
 Bootstrapped = tuple[Registered, Candidate, Any]
 
 
