@@ -80,10 +80,11 @@ def try_recipe(stream: Stream, recipe: Recipe, *, artifact: bytes | None = None,
 def _labels(stream: Stream) -> Floats:
     """float64[_ROWS]: a third of them positive; numbers from end to end of what the contract allows, one end rarely."""
     if not stream.loss.regression:
-        return (np.arange(_ROWS) % 3 == 0).astype(np.float64)
+        y: Floats = (np.arange(_ROWS) % 3 == 0).astype(np.float64)
+        return y
     low, high = _bounds([e for e in stream.contract if e.kind == "label_between"])
-    labels: Floats = low + (high - low) * (np.arange(_ROWS) * 7 % _ROWS / (_ROWS - 1)) ** 3
-    return labels
+    share: Floats = (np.arange(_ROWS) * 7 % _ROWS) / (_ROWS - 1)
+    return low + (high - low) * share**3
 
 
 def _try_weights(factory: Callable[[], Model], X: Columns, y: Floats) -> None:
