@@ -235,7 +235,6 @@ def _regressors() -> list[Any]:
         rules.AMRules(n_min=10),
         neighbors.KNNRegressor(),
         linear_model.BayesianLinearRegression(),
-        preprocessing.TargetStandardScaler(linear_model.LinearRegression()),
         dummy.StatisticRegressor(stats.Quantile(0.5)),
     ]
     numbers = compose.SelectType(float)

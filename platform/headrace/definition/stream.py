@@ -74,9 +74,9 @@ class Label:
     @property
     def scored_by(self) -> Loss:
         """What a prediction costs."""
-        if self.task == "classification" or self.loss is None:
+        if self.task != "regression":
             return LOG_LOSS
-        return Loss(self.loss, math.inf if self.cap is None else self.cap)
+        return Loss(self.loss or "absolute", math.inf if self.cap is None else self.cap)
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values. What only regression has is left out elsewhere."""

@@ -110,7 +110,6 @@ river.preprocessing.pred_clipper: PredClipper
 river.preprocessing.random_projection: GaussianRandomProjector SparseRandomProjector
 river.preprocessing.scale: AdaptiveStandardScaler Binarizer MaxAbsScaler MinMaxScaler Normalizer RobustScaler
     StandardScaler
-river.preprocessing.scale_target: TargetStandardScaler
 river.proba.beta: Beta
 river.proba.gaussian: Gaussian
 river.rules.amrules: AMRules AdaptiveRegressor MeanRegressor RegRule

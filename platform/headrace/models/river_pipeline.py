@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from river import base
 
 from headrace.errors import ModelError
 from headrace.events import Columns
@@ -103,6 +102,8 @@ class RiverModel:
         self._bind(unsign(arrays["pickle"].tobytes(), self._key, self._declared))
 
     def _bind(self, model: Any) -> None:
+        from river import base  # the pipeline has imported it by now
+
         last = _last_step(model)
         if isinstance(last, base.Regressor):
             raise ModelError(
@@ -143,6 +144,8 @@ class RiverRegressor(RiverModel):
         return np.array([0.0 if answer is None else answer for answer in answers], dtype=np.float64)
 
     def _bind(self, model: Any) -> None:
+        from river import base  # the pipeline has imported it by now
+
         last = _last_step(model)
         missing = [name for name in ("predict_one", "learn_one") if not hasattr(last, name)]
         if missing or isinstance(last, base.Classifier):
