@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from tests.conftest import ENGINE, Registered, SmallSource
 
 from headrace.batch.audit import audit
@@ -17,11 +18,14 @@ from headrace.batch.compare import compare
 from headrace.batch.rebuild import rebuild
 from headrace.definition.load import load_file
 from headrace.errors import ModelError
+from headrace.live.endpoint import app
+from headrace.live.follower import Follower
 from headrace.live.learner import Learner
+from headrace.live.request import RowReader
 from headrace.models.trial import try_recipe
 from headrace.store import db, leases, registry, source
 from headrace.store.migrate import migrate
-from headrace.store.state import open_version
+from headrace.store.state import open_version, read_through
 
 KEY = b"k" * 32
 START = datetime(2020, 3, 1, tzinfo=UTC)
@@ -223,3 +227,33 @@ def test_a_classifier_is_refused_by_name(delays: Delays) -> None:
     for recipe in delays.stream.recipes():
         if not recipe.bootstraps:
             assert "keeps the model contract" in try_recipe(delays.stream, recipe)
+
+
+def test_an_endpoint_answers_with_the_number_that_is_scored(delays: Delays) -> None:
+    delays.fly(0, 400)
+    delays.import_history(delays.origin)
+    follower = Follower(delays.dsn, lambda: delays.stream, delays.columns, KEY)
+    with closing(db.connect(delays.dsn, role="headrace_reader", autocommit=True)) as conn:
+        while follower.serving is None or follower.serving.seq < follower.log_seq:
+            follower.step(conn)
+    left = START + timedelta(minutes=400)
+    row = {"id": 400, "left_at": left.isoformat(), "carrier": "A", "origin": "p", "miles": 1500.0}
+    client = TestClient(app(follower, RowReader(delays.stream, delays.columns), numbers=True))
+    answer = client.post("/predict", json=row).json()
+    assert list(answer) == ["prediction", "uncertainty", "version", "seq", "age_seconds", "stream"]
+    assert answer["prediction"] > 1.0, "minutes"
+    assert (
+        "The answer is its prediction, how far one more label may move it in the label's unit" in client.get("/").text
+    )
+
+    delays.origin.execute("INSERT INTO departures VALUES (400, %s, 'A', 'p', 1500)", left)
+    delays.follow(delays.origin)
+    with closing(db.connect(delays.dsn, role="headrace_learner")) as conn:
+        known = registry.version(conn, "delays", "delays-1")
+        live = open_version(conn, delays.stream, known, delays.columns, KEY, ENGINE)
+        (seq,) = delays.query("SELECT seq FROM delays.events WHERE key = 400")[0]
+        for _ in read_through(conn, "delays", delays.columns, live.progressive, seq, 1000):
+            pass
+    waiting, _ = live.progressive.waiting()
+    assert waiting[-1] == seq
+    assert live.progressive._open.take(waiting[-1:]).p[0] == answer["prediction"], "to the bit"
