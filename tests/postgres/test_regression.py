@@ -15,6 +15,7 @@ from tests.conftest import ENGINE, Registered, SmallSource
 from headrace.batch.audit import audit
 from headrace.batch.bootstrap import admit, bootstrap
 from headrace.batch.compare import compare
+from headrace.batch.quality import check
 from headrace.batch.rebuild import rebuild
 from headrace.definition.load import load_file
 from headrace.errors import ModelError
@@ -214,7 +215,7 @@ def test_from_history_to_a_verdict(delays: Delays) -> None:
                 done = rebuild(conn, delays.stream, delays.columns, version, ENGINE, KEY, batch=batch)
                 assert done.equal > 10 and done.equal == done.epochs, done.sentence
     with closing(db.connect(delays.dsn, role="headrace_reader")) as conn:
-        assert [check.breaches for check in audit(conn, delays.stream, delays.origin.dsn) if not check.ok] == []
+        assert [found.breaches for found in audit(conn, delays.stream, delays.origin.dsn) if not found.ok] == []
 
 
 def test_a_classifier_is_refused_by_name(delays: Delays) -> None:
@@ -227,6 +228,18 @@ def test_a_classifier_is_refused_by_name(delays: Delays) -> None:
     for recipe in delays.stream.recipes():
         if not recipe.bootstraps:
             assert "keeps the model contract" in try_recipe(delays.stream, recipe)
+
+
+def test_great_expectations_finds_labels_out_of_bounds(delays: Delays) -> None:
+    delays.fly(0, 200)
+    delays.import_history(delays.origin)
+    with closing(db.connect(delays.dsn, role="headrace_steer")) as conn:
+        assert check(conn, delays.dsn, delays.stream, "run 1").success
+        delays.query("UPDATE delays.labels SET y = 6000 WHERE seq IN (SELECT min(seq) FROM delays.labels) RETURNING 1")
+        found = check(conn, delays.dsn, delays.stream, "run 2")
+    assert [(r.expectation, r.rows_unexpected) for r in found.results if not r.success] == [
+        ("label_between(-300, 5000)", 1)
+    ]
 
 
 def test_an_endpoint_answers_with_the_number_that_is_scored(delays: Delays) -> None:
