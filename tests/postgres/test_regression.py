@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +19,8 @@ from tests.conftest import ENGINE, Registered, SmallSource
 from headrace.batch.audit import audit
 from headrace.batch.bootstrap import admit, bootstrap
 from headrace.batch.compare import compare
-from headrace.batch.quality import check
 from headrace.batch.rebuild import rebuild
+from headrace.cli.look import _print_status, _stream_status
 from headrace.definition.load import load_file
 from headrace.errors import ModelError
 from headrace.live.endpoint import app
@@ -158,7 +162,53 @@ def test_a_retyped_label_is_refused_row_by_row(delays: Delays) -> None:
     assert "text, expected a number" in refused.found
 
 
-def test_from_history_to_a_verdict(delays: Delays) -> None:
+def test_a_resync_finds_which_numbers_changed(delays: Delays) -> None:
+    delays.fly(0, 100)
+    delays.import_history(delays.origin)
+    delays.origin.execute("SELECT pg_drop_replication_slot('headrace_delays')")
+    delays.fly(100, 30)
+    delays.origin.execute("UPDATE landings SET delay = delay + 0.01 WHERE id % 10 = 0 AND id < 100")
+    delays.origin.execute("UPDATE landings SET delay = 'NaN' WHERE id = 7")
+    done = delays.resync(delays.origin)
+    assert (done.events, done.corrections, done.quarantined) == (30, 10, 1)
+    theirs = delays.origin.execute("SELECT id, delay::double precision FROM landings WHERE id <> 7 ORDER BY 1")
+    last = (
+        "SELECT e.key, (SELECT l.y FROM delays.labels AS l WHERE l.event_seq = e.seq ORDER BY l.seq DESC LIMIT 1) "
+        "FROM delays.events AS e WHERE e.key <> 7 ORDER BY 1"
+    )
+    assert delays.query(last) == theirs
+
+
+def test_numbers_in_the_events_own_row(platform: str, database: Callable[..., str], tmp_path: Path) -> None:
+    text = DEFINITION.replace("{loss}", '"absolute"').replace('table="public.landings", key="id", ', "")
+    (tmp_path / "delays.py").write_text(text)
+    stream = load_file(tmp_path / "delays.py")
+    origin = SmallSource(database("air"), stream)
+    origin.execute(
+        "CREATE TABLE departures (id bigint PRIMARY KEY, left_at timestamptz, carrier text, origin text, miles float8, "
+        "delay real, landed_at timestamptz)"
+    )
+    origin.execute(source.statements(stream, role="postgres"))
+    with closing(db.connect(origin.dsn)) as conn:
+        columns = source.log_columns(conn, stream)
+    with closing(db.connect(platform)) as conn, db.transaction(conn):
+        registry.register(conn, stream, columns, ENGINE)
+    migrate(platform)
+    own = Delays(platform, stream, columns)
+    for i, delay in enumerate((None, "-2.5", None), start=1):
+        landed = None if delay is None else START
+        row = (i, START + timedelta(minutes=i), "A", "p", 1.0, delay, landed)
+        origin.execute("INSERT INTO departures VALUES (%s, %s, %s, %s, %s, %s, %s)", *row)
+    own.import_history(origin)
+    origin.execute("UPDATE departures SET delay = 7, landed_at = left_at WHERE id = 1")
+    origin.execute("UPDATE departures SET delay = 'NaN', landed_at = left_at WHERE id = 3")
+    own.follow(origin)
+    ours = "SELECT e.key, l.y FROM delays.labels AS l JOIN delays.events AS e ON e.seq = l.event_seq ORDER BY 1"
+    assert own.query(ours) == [(1, 7.0), (2, -2.5)]
+    assert own.query("SELECT key, expectation FROM delays.quarantine") == [("3", "label")]
+
+
+def test_from_history_to_a_verdict(delays: Delays, capsys: pytest.CaptureFixture[str]) -> None:
     delays.fly(0, 1500)
     delays.import_history(delays.origin)
     delays.learn("delays-1")
@@ -209,6 +259,10 @@ def test_from_history_to_a_verdict(delays: Delays) -> None:
     assert whole[1] == pytest.approx(expected[0][0])
     assert delays.query("SELECT loss_champion, loss_challenger FROM metrics.slices LIMIT 1")
 
+    with closing(db.connect(delays.dsn, role="headrace_reader")) as conn:
+        _print_status(_stream_status(conn, "delays"))
+    assert delays.stream.loss.name in (shown := capsys.readouterr().out) and f"{board[0][2]:.4f}" in shown
+
     with closing(db.connect(delays.dsn, role="headrace_steer")) as conn:
         for version in everybody:
             for batch in (97, 100_000):
@@ -230,16 +284,25 @@ def test_a_classifier_is_refused_by_name(delays: Delays) -> None:
             assert "keeps the model contract" in try_recipe(delays.stream, recipe)
 
 
-def test_great_expectations_finds_labels_out_of_bounds(delays: Delays) -> None:
+def test_great_expectations_finds_labels_out_of_bounds(delays: Delays, tmp_path: Path) -> None:
     delays.fly(0, 200)
     delays.import_history(delays.origin)
-    with closing(db.connect(delays.dsn, role="headrace_steer")) as conn:
-        assert check(conn, delays.dsn, delays.stream, "run 1").success
-        delays.query("UPDATE delays.labels SET y = 6000 WHERE seq IN (SELECT min(seq) FROM delays.labels) RETURNING 1")
-        found = check(conn, delays.dsn, delays.stream, "run 2")
-    assert [(r.expectation, r.rows_unexpected) for r in found.results if not r.success] == [
-        ("label_between(-300, 5000)", 1)
-    ]
+    code = f"""
+from pathlib import Path
+from headrace.batch.quality import check
+from headrace.cli.look import _print_status, _stream_status
+from headrace.definition.load import load_file
+from headrace.store import db
+conn = db.connect({delays.dsn!r}, role="headrace_steer")
+print(check(conn, {delays.dsn!r}, load_file(Path({str(tmp_path / "delays.py")!r})), "run").sentence)
+"""
+
+    def sentence() -> str:  # importing it takes seconds and warns: it has a process of its own
+        return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+    assert "All 5 expectations hold" in sentence()
+    delays.query("UPDATE delays.labels SET y = 6000 WHERE seq IN (SELECT min(seq) FROM delays.labels) RETURNING 1")
+    assert re.search(r"label_between\(-300, 5000\) is broken by 1 of \d+ rows", sentence())
 
 
 def test_an_endpoint_answers_with_the_number_that_is_scored(delays: Delays) -> None:
