@@ -115,9 +115,11 @@ def test_ftrl_does_not_care_for_the_unit(factor: float, kind: Any, seed: int) ->
     """Minutes or microseconds: the same predictions to the bit, for factors that are powers of two."""
     X, y = sample(200, seed)
     cap = 400.0 if kind == "squared" else np.inf
-    minutes = online(Ftrl(loss=Loss(kind, cap)), X, y)
-    other = online(Ftrl(loss=Loss(kind, cap * factor**2)), X, factor * y)
+    one, two = Ftrl(loss=Loss(kind, cap)), Ftrl(loss=Loss(kind, cap * factor**2))
+    minutes, other = online(one, X, y), online(two, X, factor * y)
     assert np.array_equal(other, factor * minutes)
+    unsure = one.uncertainty(one.prepare(X))
+    assert np.array_equal(two.uncertainty(two.prepare(X)), factor * unsure) and (unsure > 0).all()
 
 
 def test_ftrl_is_sensible_beside_river() -> None:

@@ -60,7 +60,8 @@ class Ftrl:
 
     A feature of value x has z and n, and the weight w = 0 if |z| <= l1, else -(z - sgn(z) l1) / ((beta + sqrt(n)) / alpha +
     l2). At a label: g = weight (p - y) x, z += g - (sqrt(n + g^2) - sqrt(n)) / alpha w, n += g^2. Where labels are numbers,
-    p = level + spread w.x and g = -weight pull(y - p) x, see `headrace.models.influence`.
+    p = level + spread w.x and g = -weight pull(y - p) x, see `headrace.models.influence`; the label itself has moved level and
+    spread by then.
 
     Parameters
     ----------
