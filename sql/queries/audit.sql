@@ -60,7 +60,8 @@ SELECT DISTINCT ON (version) version, seq, epoch, learned FROM headrace.checkpoi
 WHERE stream = %(stream)s ORDER BY version, seq DESC;
 
 -- audit_slices: epochs whose slices do not add up to the epoch
-SELECT count(*), count(*) FILTER (WHERE s.labels <> m.labels OR s.positives <> m.positives OR abs(s.loss_sum - m.loss_sum) > 1e-6)
+SELECT count(*), count(*) FILTER (WHERE s.labels <> m.labels OR s.positives <> m.positives
+    OR abs(s.loss_sum - m.loss_sum) > 1e-6 + 1e-9 * abs(m.loss_sum))
 FROM headrace.epoch_metrics AS m
 JOIN (SELECT stream, version, epoch, slice, sum(labels) AS labels, sum(positives) AS positives, sum(loss_sum) AS loss_sum
     FROM headrace.slice_metrics GROUP BY stream, version, epoch, slice) AS s USING (stream, version, epoch)

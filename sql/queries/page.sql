@@ -15,12 +15,12 @@ LEFT JOIN headrace.intake_positions AS p ON p.stream = s.stream
 ORDER BY s.stream;
 
 -- page_leaderboard: the versions that run, the best one first
-SELECT l.version, l.recipe, l.status, l.labels, l.log_loss, l.normalised_entropy, l.calibration, l.own_labels, l.own_log_loss
+SELECT l.version, l.recipe, l.status, l.labels, l.loss, l.normalised_entropy, l.calibration, l.own_labels, l.own_loss, l.loss_kind, l.rmse, l.r2, l.bias
 FROM metrics.leaderboard AS l
 WHERE l.stream = %(stream)s AND l.status <> 'retired'
-ORDER BY l.log_loss NULLS LAST, l.own_log_loss NULLS LAST, l.version;
+ORDER BY l.loss NULLS LAST, l.own_loss NULLS LAST, l.version;
 
--- page_race: log loss of each running version over the last epochs, merged into at most 60 buckets
+-- page_race: loss of each running version over the last epochs, merged into at most 60 buckets
 WITH last AS (
     SELECT e.epoch, (row_number() OVER (ORDER BY e.epoch) - 1) * least(60, count(*) OVER ()) / count(*) OVER () AS bucket
     FROM (SELECT epoch FROM headrace.epochs WHERE stream = %(stream)s ORDER BY epoch DESC LIMIT 240) AS e

@@ -109,8 +109,8 @@ SELECT epoch, seq_last FROM headrace.epochs WHERE stream = %(stream)s ORDER BY e
 SELECT epoch, seq_first, seq_last FROM headrace.epochs
 WHERE stream = %(stream)s AND epoch BETWEEN %(first)s AND %(last)s ORDER BY epoch;
 
--- label_rate: share of positive labels up to a seq
-SELECT avg(y) FROM {schema}.labels WHERE kind <> 'correction' AND y IS NOT NULL AND seq <= %(upto)s;
+-- label_range: mean, least and largest label up to a seq; of a yes or no the mean is the share of positive ones
+SELECT avg(y), min(y), max(y) FROM {schema}.labels WHERE kind <> 'correction' AND y IS NOT NULL AND seq <= %(upto)s;
 
 -- create_window: a view of a range of the log, without what was erased, for Great Expectations
 CREATE VIEW {schema}.{view} AS
@@ -138,12 +138,12 @@ LEFT JOIN headrace.worker_progress AS w ON w.stream = s.stream AND w.role = 'int
 LEFT JOIN headrace.leases AS h ON h.stream = s.stream AND h.role = 'intake'
 WHERE s.stream = %(stream)s AND (p.stream IS NOT NULL OR w.stream IS NOT NULL);
 
--- status_versions: what each version does; last of all, whether its learner's lease was not renewed in time
+-- status_versions: what each version does; at the end whether its learner's lease was not renewed in time, and which loss it has
 SELECT v.version, v.recipe, v.status, coalesce(w.done, v.first_seq - 1), greatest(coalesce(p.seq, 0) - coalesce(w.done, v.first_seq - 1), 0),
     w.phase, w.message, w.reported_at,
     EXISTS (SELECT FROM pg_locks AS k WHERE k.locktype = 'advisory' AND k.granted
         AND (k.classid::bigint << 32 | k.objid::bigint) = hashtextextended('headrace/' || v.stream || '/' || v.version, 0)),
-    l.log_loss, l.labels, coalesce(NOT h.released AND h.expires_at < clock_timestamp(), false)
+    l.loss, l.labels, coalesce(NOT h.released AND h.expires_at < clock_timestamp(), false), l.loss_kind
 FROM headrace.versions AS v
 LEFT JOIN headrace.leases AS h ON h.stream = v.stream AND h.role = v.version
 LEFT JOIN headrace.worker_progress AS w ON w.stream = v.stream AND w.role = v.version

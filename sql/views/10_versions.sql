@@ -1,5 +1,5 @@
 CREATE OR REPLACE VIEW metrics.versions AS
-SELECT v.stream, v.version, v.recipe, v.status, v.first_seq, v.evidence_seq, (v.heldout ->> 'log_loss')::double precision AS heldout_log_loss,
+SELECT v.stream, v.version, v.recipe, v.status, v.first_seq, v.evidence_seq, (v.heldout ->> 'loss')::double precision AS heldout_loss,
     v.code_sha, v.engine ->> 'id' AS engine, v.definition_hash, v.rebuildable, v.dag_run_id, v.created_at,
     v.why_not_rebuildable
 FROM headrace.versions AS v;
@@ -10,7 +10,7 @@ COMMENT ON COLUMN metrics.versions.recipe IS 'Name of the recipe in the stream''
 COMMENT ON COLUMN metrics.versions.status IS 'What it is now: candidate, catching_up, shadow, champion, probation, retired or rejected.';
 COMMENT ON COLUMN metrics.versions.first_seq IS 'First entry of the log that it learns from online.';
 COMMENT ON COLUMN metrics.versions.evidence_seq IS 'First entry whose epochs may count as evidence for it.';
-COMMENT ON COLUMN metrics.versions.heldout_log_loss IS 'Log loss on the held-out end of its bootstrap window; NULL when it was not bootstrapped.';
+COMMENT ON COLUMN metrics.versions.heldout_loss IS 'Mean loss, as verdicts have it, on the held-out end of its bootstrap window; NULL when it was not bootstrapped.';
 COMMENT ON COLUMN metrics.versions.code_sha IS 'Hash of headrace''s own code when it was registered.';
 COMMENT ON COLUMN metrics.versions.engine IS 'Short hash of code, library versions and CPU features: digests compare within one engine.';
 COMMENT ON COLUMN metrics.versions.definition_hash IS 'Hash of the stream definition it was made for.';

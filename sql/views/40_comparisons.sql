@@ -19,9 +19,9 @@ COMMENT ON COLUMN metrics.comparisons.looked_at IS 'When a compare run last look
 COMMENT ON COLUMN metrics.comparisons.evidence_seq IS 'First entry whose epochs count.';
 COMMENT ON COLUMN metrics.comparisons.labels IS 'Labels that both versions scored.';
 COMMENT ON COLUMN metrics.comparisons.blocks IS 'Blocks of whole epochs that the statistic stands on.';
-COMMENT ON COLUMN metrics.comparisons.loss_champion IS 'Champion''s mean log loss over them.';
-COMMENT ON COLUMN metrics.comparisons.loss_challenger IS 'Challenger''s mean log loss over them.';
-COMMENT ON COLUMN metrics.comparisons.gain IS 'Relative gain of the challenger: 0.02 is 2% lower log loss.';
+COMMENT ON COLUMN metrics.comparisons.loss_champion IS 'Champion''s mean loss over them.';
+COMMENT ON COLUMN metrics.comparisons.loss_challenger IS 'Challenger''s mean loss over them.';
+COMMENT ON COLUMN metrics.comparisons.gain IS 'Relative gain of the challenger: 0.02 is 2% lower loss.';
 COMMENT ON COLUMN metrics.comparisons.gain_low IS 'Lower end of its 95% confidence sequence, valid at every look.';
 COMMENT ON COLUMN metrics.comparisons.gain_high IS 'Upper end of it.';
 COMMENT ON COLUMN metrics.comparisons.log_e IS 'Evidence so far: the natural logarithm of the e-process.';

@@ -11,8 +11,8 @@ WITH champion AS (
     WHERE b.version <> c.version
     GROUP BY b.stream, a.version, b.version, b.slice, b.value
 )
-SELECT stream, champion, challenger, slice, value, labels, loss_champion / nullif(labels, 0) AS log_loss_champion,
-    loss_challenger / nullif(labels, 0) AS log_loss_challenger, loss_challenger / nullif(loss_champion, 0) - 1 AS relative_change
+SELECT stream, champion, challenger, slice, value, labels, loss_champion / nullif(labels, 0) AS loss_champion,
+    loss_challenger / nullif(labels, 0) AS loss_challenger, loss_challenger / nullif(loss_champion, 0) - 1 AS relative_change
 FROM pairs;
 COMMENT ON VIEW metrics.slices IS 'Champion against challengers on each value of the declared slices, over the epochs both scored.';
 COMMENT ON COLUMN metrics.slices.stream IS 'Name of the stream.';
@@ -21,6 +21,6 @@ COMMENT ON COLUMN metrics.slices.challenger IS 'Version compared with it.';
 COMMENT ON COLUMN metrics.slices.slice IS 'Column whose values are told apart.';
 COMMENT ON COLUMN metrics.slices.value IS 'The value.';
 COMMENT ON COLUMN metrics.slices.labels IS 'Labels of this value that both scored.';
-COMMENT ON COLUMN metrics.slices.log_loss_champion IS 'Champion''s mean log loss on them.';
-COMMENT ON COLUMN metrics.slices.log_loss_challenger IS 'Challenger''s mean log loss on them.';
+COMMENT ON COLUMN metrics.slices.loss_champion IS 'Champion''s mean loss on them.';
+COMMENT ON COLUMN metrics.slices.loss_challenger IS 'Challenger''s mean loss on them.';
 COMMENT ON COLUMN metrics.slices.relative_change IS 'How much higher the challenger''s loss is: above 0 is worse.';

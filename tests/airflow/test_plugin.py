@@ -114,6 +114,18 @@ def test_shows_champion_race_evidence_lag_and_verdicts(raced: Any, client: TestC
     assert answer.text.count("<polyline") == 2
 
 
+def test_numbers_as_labels_show_their_own_measures(raced: Any, client: TestClient) -> None:
+    raced.query(
+        "UPDATE headrace.epoch_metrics SET loss_kind = 'squared', positives = NULL, brier_sum = NULL, histogram = NULL,"
+        " abs_sum = 300, sq_sum = 1600, y_sum = 40, y_sq_sum = 6416 RETURNING 1"
+    )
+    seen = text(client.get("/").text)
+    assert "Its squared error 0.5105 over 2,000 shared labels" in seen
+    assert "Squared error, lower is better" in seen
+    assert "Squared error RMSE R² Bias Labels" in seen and "Calibration" not in seen
+    assert re.search(r"small-1 river champion 0\.5105 4\.000 0\.750 0\.020 2,000", seen)
+
+
 def test_quality_and_incidents_show_by_name(raced: Any, client: TestClient) -> None:
     for run_id, success in (("old", False), ("new", True), ("new", True)):
         raced.query(

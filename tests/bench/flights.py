@@ -27,8 +27,11 @@ AUTUMN = micros(datetime(2013, 10, 1, 4, tzinfo=UTC))
 _EPOCH_LABELS = 500
 
 
-def log_of(data: flights.Flights, since: int) -> LogBatch:
-    """The flights from a moment on as one batch of the log: events at departure, labels at landing."""
+def log_of(data: flights.Flights, since: int, *, minutes: bool = False) -> LogBatch:
+    """The flights from a moment on as one batch of the log: events at departure, labels at landing.
+
+    A label says whether the flight is more than 15 minutes late, or how many `minutes`.
+    """
     departures, arrivals = data.departures, data.arrivals
     scheduled = departures["scheduled_at"].cast("int64").to_numpy()
     first = int(np.searchsorted(scheduled, since))
@@ -53,7 +56,8 @@ def log_of(data: flights.Flights, since: int) -> LogBatch:
     for name in kept.column_names:
         if name != "scheduled_at":
             columns[name] = np.array(kept[name].to_pylist(), dtype=object)
-    late = arrivals["arr_delay"].to_numpy()[mine] > 15
+    delay = arrivals["arr_delay"].to_numpy()[mine]
+    late = delay if minutes else delay > 15
     return LogBatch(
         seq_first=1,
         seq_last=len(times),

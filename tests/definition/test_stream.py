@@ -22,6 +22,12 @@ def _stacked(stream: Stream, *members: recipes.Recipe) -> Stream:
     return replace(stream, challengers=[recipes.stack(members=members)])
 
 
+def _numbers(stream: Stream, **more: Any) -> Stream:
+    own: dict[str, Any] = {"value": col("score"), "task": "regression", "loss": "absolute", **more}
+    regression = replace(stream, label=replace(stream.label, **own))
+    return replace(regression, challengers=[recipes.lightgbm(), recipes.gbdt_lr()])
+
+
 MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (lambda s: replace(s, name="Big Name"), "name: found 'Big Name', expected lower-case letters"),
     (lambda s: replace(s, name="metrics"), "name: found 'metrics'"),
@@ -79,6 +85,40 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (
         lambda s: replace(s, label=replace(s.label, table=None, key=None, value=col("size") > 5)),
         "'size' is the label's: it would leak",
+    ),
+    (lambda s: _numbers(s, task="ranking"), "label.task: found 'ranking', expected 'classification' or 'regression'"),
+    (lambda s: _numbers(s, task="classification"), "label.loss: found 'absolute' for a yes or no, which has log loss"),
+    (lambda s: _numbers(s, task="classification", loss=None, cap=4.0), "label.cap: found 4.0 for a yes or no"),
+    (
+        lambda s: _numbers(s, value=col("score") > 15),
+        "label.value: found score > 15, which is a yes or no; expected a column of numbers",
+    ),
+    (
+        lambda s: _numbers(s, value=col("score").is_present()),
+        "label.value: found score is present, which is a yes or no",
+    ),
+    (lambda s: _numbers(s, loss=None), "label.loss: found None, expected 'absolute' or 'squared'"),
+    (lambda s: _numbers(s, loss="log"), "label.loss: found 'log', expected 'absolute' or 'squared'"),
+    (lambda s: _numbers(s, loss="squared"), "label.cap: found None, expected the most that one label may cost"),
+    (lambda s: _numbers(s, loss="squared", cap=-1.0), "label.cap: found -1.0, expected the most"),
+    (lambda s: _numbers(s, loss="squared", cap=float("inf")), "label.cap: found inf, expected the most"),
+    (lambda s: _numbers(s, cap=4.0), "label.cap: found 4.0 for absolute errors, expected none"),
+    (lambda s: _numbers(s, if_missing="negative"), "a number that did not come is not 0; expected 'drop'"),
+    (lambda s: _numbers(s, on_late="reweight"), "label.on_late: found 'reweight', which weighs negatives"),
+    (
+        lambda s: replace(_numbers(s), contract=[expect.label_rate(0.1, 0.2)]),
+        "label_rate(0.1, 0.2) is a share of positive labels; expected label_between(...)",
+    ),
+    (
+        lambda s: replace(s, contract=[expect.label_between(1, 2)]),
+        "label_between(1, 2) bounds numbers; expected label_rate(...)",
+    ),
+    (lambda s: replace(_numbers(s), contract=[expect.label_between(2, 1)]), "has its minimum above its maximum"),
+    (lambda s: replace(_numbers(s), contract=[expect.label_between()]), "has neither a minimum nor a maximum"),
+    (lambda s: replace(_numbers(s), challengers=[recipes.stack()]), "recipes: 'stack': stacks combine logits"),
+    (
+        lambda s: replace(_numbers(s), challengers=[recipes.gbdt_lr(offset=False)]),
+        "recipes: 'gbdt_lr': found offset=False, whose leaves fade towards 0",
     ),
     (lambda s: replace(s, slices=["size"]), "slices: 'size' is not a declared category"),
     (lambda s: replace(s, contract=[expect.between("size", 2, 1)]), "has its minimum above its maximum"),
@@ -336,3 +376,16 @@ def test_a_row_may_lie_ahead_by_a_part_of_the_window(
     made = replace(small, label=replace(small.label, window=window), source=replace(small.source, max_ahead=said))
     assert made.max_ahead == bound
     assert not [problem for problem in made.problems() if "max_ahead" in problem]
+
+
+def test_numbers_as_labels_change_the_hash_and_nothing_else_does(small: Stream) -> None:
+    """What only regression has is no part of what a yes or no is stored as: its log goes on."""
+    assert not {"task", "loss", "cap"} & set(small.as_json()["label"])
+    regression = _numbers(small)
+    assert regression.problems() == []
+    squared = _numbers(small, loss="squared", cap=100.0)
+    assert squared.problems() == []
+    hashes = {s.hash() for s in (small, regression, squared, _numbers(small, loss="squared", cap=101.0))}
+    assert len(hashes) == 4
+    assert (small.loss.name, regression.loss.name, squared.loss.name) == ("log loss", "absolute error", "squared error")
+    assert squared.loss.cap == 100.0 and not small.loss.regression

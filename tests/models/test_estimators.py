@@ -21,8 +21,9 @@ from headrace.definition import recipes
 from headrace.errors import ModelError
 from headrace.models.boosting import Ensemble
 from headrace.models.estimators import (
-    ArrayClassifier,
+    ArrayEstimator,
     FtrlClassifier,
+    FtrlRegressor,
     GbdtLrClassifier,
     LabelMeanClassifier,
     LightGbmClassifier,
@@ -85,7 +86,19 @@ def river_checks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Iterator[Ca
     return checks.yield_checks
 
 
-@pytest.mark.parametrize("build", [*BUILD.values(), lambda _: TargetMean(["gallup"])], ids=[*BUILD, "target_mean"])
+REGRESSORS: dict[str, Callable[[Ensemble], Any]] = {
+    "squared": lambda _: FtrlRegressor(),
+    "absolute": lambda _: FtrlRegressor(
+        "absolute", l1=0.1, pairs=True, admit_after=2, expire_after=150, max_weights=60
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [*BUILD.values(), *REGRESSORS.values(), lambda _: TargetMean(["gallup"])],
+    ids=[*BUILD, *REGRESSORS, "target_mean"],
+)
 def test_passes_rivers_checks(build: Any, of_phishing: Ensemble, river_checks: Any) -> None:
     model = build(of_phishing)
     assert model._unit_test_skips() == set()
@@ -95,7 +108,7 @@ def test_passes_rivers_checks(build: Any, of_phishing: Ensemble, river_checks: A
         check(model.clone())
     assert len(done) >= 26
     assert {"check_pickling", "check_emerging_features", "check_bounded_memory_growth"} <= set(done)
-    assert ("check_learn_many_matches_learn_one" in done) == isinstance(model, ArrayClassifier)
+    assert ("check_learn_many_matches_learn_one" in done) == isinstance(model, ArrayEstimator)
 
 
 def _batches(X: pd.DataFrame, y: pd.Series, seed: int) -> Iterator[Frame]:
@@ -313,3 +326,24 @@ def test_nothing_that_follows_a_log_waits_for_river() -> None:
     hot = "build, boosting, ftrl, gbdt_lr, label_mean, lightgbm, river_pipeline, snapshot, stack, target_mean, trees, trial"
     code = f"import sys\nfrom headrace.models import {hot}\nassert 'river' not in sys.modules and 'pandas' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("build", REGRESSORS.values(), ids=REGRESSORS)
+def test_a_regressors_frames_and_rows_give_the_same_bits(build: Any, mixed: Frame, of_mixed: Ensemble) -> None:
+    frame, yes = mixed
+    y = yes.astype(float) * 30.0 + np.arange(len(yes)) % 11
+    one, many = build(of_mixed), build(of_mixed)
+    for X, labels in _batches(frame, y, 1):
+        rows = X.astype(object).where(X.notna(), None).to_dict("records")
+        p = many.predict_many(X)
+        assert p.index.equals(X.index)
+        many.learn_many(X, labels)
+        for row, label in zip(rows, labels.tolist(), strict=True):
+            one.learn_one(row, label)
+        assert many.predict_many(X).tolist() == [one.predict_one(row) for row in rows]
+    again = build(of_mixed)
+    again.load(*parse(dump(*many.save())))
+    assert again.predict_many(frame).tolist() == many.predict_many(frame).tolist()
+    for bad in ("late", float("nan"), 1e101):
+        with pytest.raises(ModelError, match=r"found (labels that are no numbers|a label that is not finite)"):
+            one.learn_one({"seats": 1}, bad)

@@ -33,8 +33,8 @@ def test_it_finds_what_is_better_and_begins_with_the_usual() -> None:
     found = search(evaluate, usual, {"feature_fraction": 0.7}, trials=40, seconds=None)
     assert found.trials == len(asked) == 40
     assert asked[0] == {name: usual[name] for name in SPACE if name != "feature_fraction"}
-    assert found.usual == bowl(asked[0]) > 10 * found.log_loss
-    assert found.log_loss == min(map(bowl, asked)) == bowl(found.params)
+    assert found.usual == bowl(asked[0]) > 10 * found.loss
+    assert found.loss == min(map(bowl, asked)) == bowl(found.params)
     assert "feature_fraction" not in found.params, "the recipe sets it"
     assert search(bowl, usual, {}, 10, None) == search(bowl, usual, {}, 10, None), "the same every time"
 
@@ -56,7 +56,7 @@ def test_training_takes_what_it_found(stream: Make) -> None:
     searched = train(*stream(2_000), FEW)
     assert searched.searched is not None
     assert searched.searched.trials == 6
-    assert searched.searched.log_loss < searched.searched.usual
+    assert searched.searched.loss < searched.searched.usual
     leaves = searched.searched.params["num_leaves"]
     assert f"[num_leaves: {leaves}]" in searched.ensemble.text
     given = train(*stream(2_000), FEW | {"num_leaves": 9})

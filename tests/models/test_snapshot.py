@@ -200,3 +200,55 @@ def test_real_river_models_load_and_go_on_as_they_were(stream: Make) -> None:
             model.predict_proba_one(row) for row in rows[:20]
         ], model
         assert pickle.dumps(again)
+
+
+def _regressors() -> list[Any]:
+    from river import (
+        compose,
+        dummy,
+        ensemble,
+        forest,
+        linear_model,
+        neighbors,
+        optim,
+        preprocessing,
+        rules,
+        stats,
+        tree,
+    )
+
+    losses = [optim.losses.Absolute(), optim.losses.Huber(), optim.losses.Quantile(0.5), optim.losses.Squared()]
+    alone = [
+        *(tree.HoeffdingTreeRegressor(grace_period=10, leaf_prediction=how) for how in ("mean", "model", "adaptive")),
+        *(
+            tree.HoeffdingAdaptiveTreeRegressor(grace_period=10, leaf_prediction=how, seed=1)
+            for how in ("mean", "model", "adaptive")
+        ),
+        tree.HoeffdingTreeRegressor(grace_period=10, splitter=tree.splitter.EBSTSplitter()),
+        tree.HoeffdingTreeRegressor(grace_period=10, nominal_attributes=["wind"]),
+        tree.HoeffdingAdaptiveTreeRegressor(grace_period=10, nominal_attributes=["wind"], seed=1),
+        tree.SGTRegressor(grace_period=10),
+        forest.ARFRegressor(n_models=2, seed=1, grace_period=10),
+        forest.AMFRegressor(n_estimators=2, seed=1),
+        ensemble.SRPRegressor(n_models=2, seed=1),
+        ensemble.BaggingRegressor(linear_model.LinearRegression(), n_models=2, seed=1),
+        rules.AMRules(n_min=10),
+        neighbors.KNNRegressor(),
+        linear_model.BayesianLinearRegression(),
+        dummy.StatisticRegressor(stats.Quantile(0.5)),
+    ]
+    numbers = compose.SelectType(float)
+    return [
+        *(numbers | preprocessing.StandardScaler() | linear_model.LinearRegression(loss=loss) for loss in losses),
+        *(numbers | model for model in alone),
+    ]
+
+
+def test_real_river_regressors_load_and_go_on_as_they_were(stream: Make) -> None:
+    X, y, _, _ = stream(150)
+    rows = [{"wind": float(i % 7), "delay": d} for i, d in enumerate(X["delay"].tolist())]
+    for model in _regressors():
+        for row, label in zip(rows, y.tolist(), strict=True):
+            model.learn_one(row, 40.0 * label + row["wind"])
+        again = unsign(sign(model, KEY), KEY)
+        assert [again.predict_one(row) for row in rows[:20]] == [model.predict_one(row) for row in rows[:20]], model

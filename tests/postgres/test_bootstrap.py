@@ -37,5 +37,5 @@ def test_a_search_is_kept_with_its_version(registered: Any, origin: Any) -> None
     found = registered.query("SELECT heldout -> 'search' FROM headrace.versions WHERE version = %s", candidate.version)[
         0
     ][0]
-    assert found["trials"] == 3 and found["log_loss"] <= found["usual"]
+    assert found["trials"] == 3 and found["loss"] <= found["usual"]
     assert set(found["params"]) == {"num_leaves", "min_data_in_leaf", "learning_rate", "feature_fraction", "lambda_l2"}

@@ -39,10 +39,10 @@ def test_it_starts_at_half_of_the_window_and_has_all_its_trees_at_the_end(bootst
     labels = [seq for seq in labels if seq < made.first_seq]
     assert heldout["stack_seq"] == labels[len(labels) // 2] + 1
     assert heldout["refit_seq"] == made.first_seq - 1
-    assert 0.2 < heldout["log_loss"] < 0.7
-    champion = heldout["champion_log_loss"]
+    assert 0.2 < heldout["loss"] < 0.7
+    champion = heldout["champion_loss"]
     assert champion is not None
-    assert heldout["log_loss"] < champion, "river's logistic regression with a learning rate of .01"
+    assert heldout["loss"] < champion, "river's logistic regression with a learning rate of .01"
     base = checkpoints.last(conn, "small", made.version)
     assert base is not None
     assert base.seq == made.first_seq - 1

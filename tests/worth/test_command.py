@@ -81,3 +81,27 @@ def test_on_a_stream(registered: Any, origin: Any, definitions: Path, tmp_path: 
     assert {row[3] for row in rows} == {document["advice"]["verdict"]}
     assert registered.stream.champion.name in document["models"]
     assert registered.query("SELECT count(*) FROM headrace.versions") == versions
+
+
+def test_a_stream_of_numbers_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "delays.py").write_text(
+        """
+from datetime import timedelta
+from headrace import Label, Source, Stream, col, number, recipes
+
+stream = Stream(
+    name="delays",
+    source=Source(conn_id="air", table="public.departures", key="id", event_time="left_at"),
+    label=Label(value=col("delay"), label_time="landed_at", window=timedelta(days=1), if_missing="drop", task="regression",
+                loss="absolute"),
+    features=[number("miles")],
+    champion=recipes.ftrl(),
+)
+"""
+    )
+    done = headrace("delays", HEADRACE_STREAMS=str(tmp_path), HEADRACE_HOME=str(tmp_path / "home"))
+    assert done.returncode != 0
+    assert (
+        "the labels of 'delays' are numbers, expected a yes or no: `headrace worth` replays classification only"
+        in done.stderr
+    )

@@ -26,7 +26,7 @@ serve nobody until `{stream}__compare` promotes them. Nothing is missed between 
 learned twice.
 
 ```sql
-SELECT version, recipe, status, heldout_log_loss, first_seq, dag_run_id FROM metrics.versions WHERE stream = '{stream}';
+SELECT version, recipe, status, heldout_loss, first_seq, dag_run_id FROM metrics.versions WHERE stream = '{stream}';
 
 SELECT worker, entries_behind, time_behind FROM metrics.lag WHERE stream = '{stream}';
 ```
@@ -58,7 +58,7 @@ it has been learning all the time. Both versions go on learning.
 ```sql
 SELECT version, recipe, during, why FROM metrics.serving_history WHERE stream = '{stream}' ORDER BY seq_first DESC;
 
-SELECT version, status, labels, log_loss FROM metrics.leaderboard WHERE stream = '{stream}' ORDER BY log_loss;
+SELECT version, status, labels, loss FROM metrics.leaderboard WHERE stream = '{stream}' ORDER BY loss;
 ```
 """
 
@@ -94,7 +94,7 @@ a training uses every core it is given.
 """
 
 TASK_ADMIT = """
-The held-out gate: a candidate whose held-out log loss is no worse than the champion's starts to catch up, the others are
+The held-out gate: a candidate whose held-out loss is no worse than the champion's starts to catch up, the others are
 rejected. Fails when none passes, with the numbers.
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from psycopg2.extensions import connection as Connection
 
+from headrace.definition.loss import Loss
 from headrace.store import db
 
 CHART_WIDTH, CHART_HEIGHT = 640, 150  # units of the drawing
@@ -22,7 +23,7 @@ _CURVES = 5  # as many as the page has colours for
 
 @dataclass(frozen=True)
 class Curve:
-    """One version's log loss over the last epochs, as points of a drawing."""
+    """One version's loss over the last epochs, as points of a drawing."""
 
     version: str
     points: str  # of an SVG polyline
@@ -64,6 +65,11 @@ class Race:
     colours: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def loss(self) -> Loss:
+        """What its versions are scored by, once one is."""
+        return Loss(next((entry["loss_kind"] for entry in self.leaderboard if entry["loss_kind"]), "log"))
+
+    @property
     def behind(self) -> float:
         """Seconds that the worker furthest behind is behind."""
         return max((float(worker["seconds"] or 0) for worker in self.workers), default=0.0)
@@ -96,11 +102,15 @@ def _race(conn: Connection, row: db.Row) -> Race:
             "recipe",
             "status",
             "labels",
-            "log_loss",
+            "loss",
             "normalised_entropy",
             "calibration",
             "own_labels",
             "own_loss",
+            "loss_kind",
+            "rmse",
+            "r2",
+            "bias",
         ),
     )
     for version in sorted(entry["version"] for entry in leaderboard):
@@ -174,7 +184,7 @@ def share(log_e: float | None, needed: float | None) -> float:
 
 
 def chart(rows: Sequence[tuple[Any, ...]], colours: Mapping[str, int]) -> Chart | None:
-    """Curves from rows (version, bucket, log loss, first time, last time); None with fewer than two points to draw.
+    """Curves from rows (version, bucket, loss, first time, last time); None with fewer than two points to draw.
 
     >>> drawn = chart([("a-1", 1, 0.5, None, None), ("a-1", 2, 0.4, None, None)], {"a-1": 0})
     >>> drawn.curves[0].points

@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 
 from headrace.batch.walk_forward import Walk, walk_forward
+from headrace.definition.loss import LOG_LOSS, Loss
 from headrace.definition.recipes import Recipe
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError
 from headrace.events import Columns, Engine, LabelKind, LogColumn
 from headrace.flow.features import Encoder
+from headrace.flow.losses import losses_of
 from headrace.flow.progressive import Progressive
-from headrace.flow.scores import GENESIS, log_loss
+from headrace.flow.scores import GENESIS
 from headrace.models.boosting import Trained
 from headrace.models.build import fresh, train
 from headrace.models.contract import Arrays, Clock, Floats, Model, row_count, take
@@ -50,7 +52,7 @@ class Candidate:
     trees: int
     heldout: Mapping[
         str, Any
-    ]  # log_loss, champion_log_loss (None before it scored there), labels, epoch_first, epoch_last
+    ]  # loss, loss_kind, champion_loss (None before it scored there), labels, epoch_first, epoch_last
     passes: bool
     sentence: str
     seconds: float
@@ -119,17 +121,12 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
     BatchError
         When there are no labels in it.
     """
-    row = db.row(conn, "label_rate", {"upto": seq_last}, schema=stream.name)
-    rate = None if row is None else row[0]
-    if not rate or rate >= 1:
-        raise BatchError(
-            f"the log of {stream.name!r} up to seq {seq_last} has labels of one class only (rate {rate}); wait for more"
-        )
+    prior = _prior(conn, stream, seq_last)
     encoder = Encoder(stream)
-    means = TargetMeans(encoder.mean_keys, rate) if recipe.target_means else None
+    means = TargetMeans(encoder.mean_keys, prior) if recipe.target_means else None
     collector = _Collector()
     at = dropped = log.dropped_through(conn, stream.name)
-    pass_over = Progressive(collector, encoder, means, (), at + 1, GENESIS)
+    pass_over = Progressive(collector, encoder, means, (), at + 1, GENESIS, loss=stream.loss)
     parts: list[dict[str, NDArray[Any]]] = []
     while at < seq_last:
         batch, scores = read_on(conn, stream.name, columns, pass_over, min(at + _BATCH, seq_last))
@@ -162,6 +159,16 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
         open_seq=open_seq,
         open_means=None if means is None else open_means,
     )
+
+
+def _prior(conn: Connection, stream: Stream, seq_last: int) -> float | None:
+    """Share of positive labels up to a seq; None where labels are numbers."""
+    row = db.row(conn, "label_range", {"upto": seq_last}, schema=stream.name)
+    rate, low, high = row or (None, None, None)
+    if rate is None or low == high:
+        found = "the same number only" if stream.loss.regression else f"one class only (rate {rate})"
+        raise BatchError(f"the log of {stream.name!r} up to seq {seq_last} has labels of {found}; wait for more")
+    return None if stream.loss.regression else float(rate)
 
 
 def _joined(parts: Sequence[Columns]) -> dict[str, NDArray[Any]]:
@@ -228,7 +235,9 @@ def bootstrap(
         artifact = np.frombuffer(trained.ensemble.dump(), dtype=np.uint8)
         try_recipe(stream, recipe, artifact=artifact.tobytes())
         late = stream.label.on_late
-        progressive = Progressive(model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late)
+        progressive = Progressive(
+            model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late, stream.loss
+        )
         opened = log.recall(conn, stream.name, columns, window.open_seq).events
         clock = window.event_clock[np.searchsorted(window.event_seq, window.open_seq)]
         progressive.adopt(window.open_seq, window.open_means, opened, clock)
@@ -260,7 +269,7 @@ def _fit(
     conn: Connection, stream: Stream, recipe: Recipe, key: bytes, window: Window, cut: int, threads: int
 ) -> tuple[Trained, Model, dict[str, Any]]:
     """Train on the window; score what was held out, over whole epochs, as the champion did."""
-    trained, rows = _train(recipe, window, cut, threads)
+    trained, rows = _train(recipe, window, cut, threads, stream.loss)
     first = int(window.event_seq[rows[trained.valid_from]])
     epochs = db.rows(conn, "range_epochs", {"stream": stream.name, "first": first, "last": cut})
     if not epochs:
@@ -278,25 +287,28 @@ def _fit(
         p = p[asked]
         heldout |= {"stack_seq": half + 1, "refit_seq": cut}
     else:
-        model = fresh(recipe, key=key, artifact=trained.ensemble.dump())
-        first_part = fresh(recipe, key=key, artifact=trained.held_out.dump())
+        model = fresh(recipe, key=key, artifact=trained.ensemble.dump(), loss=stream.loss)
+        first_part = fresh(recipe, key=key, artifact=trained.held_out.dump(), loss=stream.loss)
         p = first_part.predict(first_part.prepare(take(window.X, asked)))
-    losses, _ = log_loss(window.y[judged], p)
+    losses = losses_of(stream.loss, window.y[judged], p)
     heldout |= {
-        "log_loss": float(losses.mean()),
+        "loss": float(losses.mean()),
+        "loss_kind": stream.loss.kind,
         "labels": len(losses),
-        "champion_log_loss": champion_loss(conn, stream.name, epochs[0][1], epochs[-1][2]),
+        "champion_loss": champion_loss(conn, stream.name, epochs[0][1], epochs[-1][2]),
     }
     return trained, model, heldout
 
 
-def _train(recipe: Recipe, window: Window, upto: int, threads: int) -> tuple[Trained, NDArray[np.int64]]:
+def _train(
+    recipe: Recipe, window: Window, upto: int, threads: int, loss: Loss = LOG_LOSS
+) -> tuple[Trained, NDArray[np.int64]]:
     """Trees of the labels up to a seq, and the training rows in order of their events."""
     known = np.flatnonzero(window.label_seq <= upto)
     order = known[np.argsort(window.label_row[known], kind="stable")]
     rows = window.label_row[order]
     clocks = window.event_clock[rows], window.label_clock[order]
-    return train(recipe, take(window.X, rows), window.y[order], *clocks, threads=threads), rows
+    return train(recipe, take(window.X, rows), window.y[order], *clocks, loss=loss, threads=threads), rows
 
 
 def _walk(recipe: Recipe, window: Window, cut: int, trained: Trained, threads: int) -> tuple[Model, Floats, int]:
@@ -311,7 +323,7 @@ def _walk(recipe: Recipe, window: Window, cut: int, trained: Trained, threads: i
 
 
 def champion_loss(conn: Connection, stream: str, first: int, last: int) -> float | None:
-    """The champion's mean log loss over the epochs within a range of seq; None unless it scored all of them."""
+    """The champion's mean loss over the epochs within a range of seq; None unless it scored all of them."""
     champion = registry.champion(conn, stream)
     row = db.row(conn, "range_metrics", {"stream": stream, "version": champion, "first": first, "last": last})
     epochs = db.rows(conn, "range_epochs", {"stream": stream, "first": first, "last": last})
@@ -323,11 +335,11 @@ def champion_loss(conn: Connection, stream: str, first: int, last: int) -> float
 def judge(version: str, heldout: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether a candidate may go into shadow by its held-out loss, and why.
 
-    >>> judge("ads-2", {"log_loss": 0.45, "champion_log_loss": 0.5, "labels": 1000})[1]
+    >>> judge("ads-2", {"loss": 0.45, "loss_kind": "log", "champion_loss": 0.5, "labels": 1000})[1]
     'ads-2 passes: held-out log loss 0.4500 over 1,000 labels, 10.0% below the champion (0.5000).'
     """
-    loss, champion, labels = heldout["log_loss"], heldout["champion_log_loss"], heldout["labels"]
-    shown = f"held-out log loss {loss:.4f} over {labels:,} labels"
+    loss, champion, labels = heldout["loss"], heldout["champion_loss"], heldout["labels"]
+    shown = f"held-out {Loss(heldout['loss_kind']).name} {loss:.4f} over {labels:,} labels"
     if not math.isfinite(loss):
         return False, f"{version} is rejected: its {shown} is not finite."
     if champion is None:
@@ -389,4 +401,4 @@ def _with_champion(conn: Connection, stream: str, heldout: Mapping[str, Any]) ->
     )
     loss = champion_loss(conn, stream, epochs[0][1], epochs[-1][2]) if epochs else None
     document: dict[str, Any] = json.loads(json.dumps(dict(heldout)))
-    return document | {"champion_log_loss": loss}
+    return document | {"champion_loss": loss}

@@ -219,6 +219,9 @@ def compiled(stream: Stream, expectation: Expectation) -> list[tuple[str, Any]]:
         case "label_rate":
             low, high = params["minimum"], params["maximum"]
             return [(expectation.name, gxe.ExpectColumnMeanToBeBetween(column="y", min_value=low, max_value=high))]
+        case "label_between":
+            low, high = params["minimum"], params["maximum"]
+            return [(expectation.name, gxe.ExpectColumnValuesToBeBetween(column="y", min_value=low, max_value=high))]
         case "row_count":
             low, high = params["minimum"], params["maximum"]
             return [(expectation.name, gxe.ExpectTableRowCountToBeBetween(min_value=low, max_value=high))]

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from headrace.cli.common import platform, show_json, stream_of
 from headrace.definition.load import load_folder
+from headrace.definition.loss import Loss
 from headrace.errors import InvariantError, ServerError, SourceError
 from headrace.settings import Settings, connection
 from headrace.store import db, log, source
@@ -101,9 +102,10 @@ def _stream_status(conn: Any, name: str) -> dict[str, Any]:
         "message",
         "reported_at",
         "running",
-        "log_loss",
+        "loss",
         "labels",
         "silent",
+        "loss_kind",
     )
     verdict = db.rows(conn, "last_decisions", {"stream": name, "many": 1})
     workers = [dict(zip(keys, row, strict=True)) for row in db.rows(conn, "status_versions", {"stream": name})]
@@ -155,11 +157,12 @@ def _print_status(one: dict[str, Any]) -> None:
         )
         console.print(f"  intake {state}: log at seq {intake['seq'] or 0:,}{clock}{wal}; {intake['message'] or ''}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
-    for column in ("version", "recipe", "status", "learner", "position", "behind", "log loss", "labels"):
-        table.add_column(column, justify="right" if column in ("position", "behind", "log loss", "labels") else "left")
+    loss_name = Loss(next((w["loss_kind"] for w in one["versions"] if w["loss_kind"]), "log")).name
+    for column in ("version", "recipe", "status", "learner", "position", "behind", loss_name, "labels"):
+        table.add_column(column, justify="right" if column in ("position", "behind", loss_name, "labels") else "left")
     for w in one["versions"]:
         learner = _state(w, f"runs, {w['phase'] or ''}")
-        loss = "" if w["log_loss"] is None else f"{w['log_loss']:.4f}"
+        loss = "" if w["loss"] is None else f"{w['loss']:.4f}"
         labels = "" if w["labels"] is None else f"{w['labels']:,}"
         table.add_row(
             w["version"], w["recipe"], w["status"], learner, f"{w['position']:,}", f"{w['behind']:,}", loss, labels

@@ -60,6 +60,10 @@ def run_worth(settings: Settings, arguments: argparse.Namespace) -> int:
         if given := [n for n in ("label", "event_time", "label_time", "features") if getattr(arguments, n) is not None]:
             raise SettingsError(f"--{given[0].replace('_', '-')} is for files: a stream's definition says it already")
         stream = stream_of(settings, arguments.past)
+        if stream.loss.regression:
+            raise SettingsError(
+                f"the labels of {stream.name!r} are numbers, expected a yes or no: `headrace worth` replays classification only"
+            )
         with platform(settings) as dsn:
             with closing(db.connect(dsn, role="headrace_steer")) as conn:
                 batch = experiments.past(conn, stream)

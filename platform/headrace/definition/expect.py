@@ -23,12 +23,14 @@ Kind = Literal[
     "less_than",
     "immutable",
     "label_rate",
+    "label_between",
     "row_count",
     "unique",
 ]
 ROW_KINDS: frozenset[str] = frozenset(
     {"not_null", "finite", "between", "in_set", "not_in_set", "regex", "length", "less_than"}
 )
+LABEL_KINDS: frozenset[str] = frozenset({"label_between"})  # judge single labels, where those are numbers
 UPDATE_KINDS: frozenset[str] = frozenset({"immutable"})  # judge how a row changes: no window of the log shows that
 
 
@@ -112,6 +114,11 @@ def immutable(*columns: str) -> Expectation:
 def label_rate(minimum: float, maximum: float) -> Expectation:
     """The share of positive labels in a window lies between `minimum` and `maximum`."""
     return Expectation("label_rate", (), {"minimum": minimum, "maximum": maximum})
+
+
+def label_between(minimum: float | None = None, maximum: float | None = None) -> Expectation:
+    """`minimum <= label <= maximum`, either of them open when None; of a stream whose labels are numbers."""
+    return Expectation("label_between", (), {"minimum": minimum, "maximum": maximum})
 
 
 def row_count(minimum: int, maximum: int | None = None) -> Expectation:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal
 
+from headrace.definition.loss import LOG_LOSS, Loss
+
 Kind = Literal["river", "ftrl", "lightgbm", "gbdt_lr", "label_mean", "stack"]
 
 ONLINE: dict[str, tuple[str, ...]] = {
@@ -60,8 +62,8 @@ class Recipe:
     def bootstraps(self) -> bool:
         return self.kind in TREES or any(member.bootstraps for member in self.members)
 
-    def mistakes(self) -> list[str]:
-        """What is wrong with its parameters, a part of a sentence each.
+    def mistakes(self, loss: Loss = LOG_LOSS) -> list[str]:
+        """What is wrong with its parameters in a stream with this loss, a part of a sentence each.
 
         >>> Recipe("ftrl", "ftrl", False, {"alpha": 0.0, "l1": 1.0}).mistakes()
         ['found alpha=0.0, expected a positive number']
@@ -71,6 +73,10 @@ class Recipe:
         found = [f"found {name}={value}, expected {says}" for name, value, fine, says in given if not fine(value)]
         if "search" in self.params and not _is_budget(**self.params["search"]):
             found.append(f"found search={self.params['search']}, expected at least one trial, or seconds above 0")
+        if loss.regression and self.kind == "stack":
+            found.append("stacks combine logits; expected ftrl, lightgbm, gbdt_lr, label_mean or river for regression")
+        if loss.regression and self.params.get("offset") is False:
+            found.append("found offset=False, whose leaves fade towards 0; expected offset=True for regression")
         return found + (list(_of_members(self)) if self.kind == "stack" else [])
 
     def config(self) -> dict[str, Any]:
@@ -116,7 +122,9 @@ def _source_hash(function: Callable[[], Any]) -> str:
 
 
 def river(build: Callable[[], Any], *, name: str = "river", target_means: bool = False) -> Recipe:
-    """Any river classifier: `build` takes no argument and returns a new pipeline, with river imported inside.
+    """Any river classifier, or any regressor where labels are numbers.
+
+    `build` takes no argument and returns a new pipeline, with river imported inside.
 
     The pipeline receives a dict per event: `str` for categories and crosses, `float` for numbers, nothing for a missing
     value. `target_means=True` adds the stream's target means as numbers.
@@ -138,7 +146,9 @@ def ftrl(
     expire_after: timedelta | None = None,
     max_weights: int = 1 << 22,
 ) -> Recipe:
-    """FTRL-Proximal logistic regression (McMahan et al. 2013), learning from the first event on, a hundredth of river's cost.
+    """FTRL-Proximal regression (McMahan et al. 2013), learning from the first event on, a hundredth of river's cost.
+
+    Logistic for a yes or no; linear, on standardised labels, for a number.
 
     Parameters
     ----------
@@ -172,12 +182,12 @@ class Search:
 def lightgbm(
     *, name: str = "lightgbm", target_means: bool = True, search: Search | None = None, **params: Any
 ) -> Recipe:
-    """Boosted trees, trained by bootstrap and then frozen; their logit is recalibrated online. `params` go to LightGBM."""
+    """Boosted trees, trained by bootstrap and then frozen; their score is recalibrated online. `params` go to LightGBM."""
     return Recipe("lightgbm", name, target_means, params | _budget(search))
 
 
 def gbdt_lr(*, name: str = "gbdt_lr", target_means: bool = True, search: Search | None = None, **params: Any) -> Recipe:
-    """Leaves of boosted trees as features of a logistic regression that learns online (He et al. 2014)."""
+    """Leaves of boosted trees as features of a regression that learns online (He et al. 2014)."""
     return Recipe("gbdt_lr", name, target_means, params | _budget(search))
 
 
@@ -186,7 +196,7 @@ def _budget(search: Search | None) -> dict[str, Any]:
 
 
 def label_mean(*, name: str = "label_mean", labels: float = 200) -> Recipe:
-    """How often the last `labels` labels were positive, whatever the features say: a member for stacks."""
+    """The mean of the last `labels` labels, whatever the features say: a member for stacks."""
     return Recipe("label_mean", name, False, {"labels": labels})
 
 

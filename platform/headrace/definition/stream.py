@@ -19,6 +19,7 @@ from typing import Any, Literal
 from headrace.definition.columns import Expression
 from headrace.definition.expect import ROW_KINDS, Expectation
 from headrace.definition.features import Feature
+from headrace.definition.loss import LARGEST, LOG_LOSS, Loss, Task
 from headrace.definition.recipes import Recipe
 
 #: Names that the log gives to its own columns.
@@ -53,6 +54,8 @@ class Label:
 
     Labels have a table of their own, or live in the event's own row (no `table`, no `key`): set when it is inserted, or
     by an UPDATE later. There a row is labelled once both `label_time` and the value's column are not NULL.
+
+    A label is a yes or no, or, with `task="regression"`, the number in the value's column as it is.
     """
 
     value: Expression
@@ -64,6 +67,22 @@ class Label:
     on_late: Literal["ignore", "learn", "reweight"] = (
         "ignore"  # a label that comes, or changes, after the event's first
     )
+    task: Task = "classification"
+    loss: Literal["absolute", "squared"] | None = None  # regression: what a prediction costs, in every verdict
+    cap: float | None = None  # squared: the most that one label may cost, in squared units of the label
+
+    @property
+    def scored_by(self) -> Loss:
+        """What a prediction costs."""
+        if self.task != "regression":
+            return LOG_LOSS
+        return Loss(self.loss or "absolute", math.inf if self.cap is None else self.cap)
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values. What only regression has is left out elsewhere."""
+        own = {**vars(self), "value": str(self.value), "window": self.window.total_seconds()}
+        only = ("task", "loss", "cap") if self.task == "classification" else ()
+        return {name: value for name, value in own.items() if name not in only}
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,7 @@ class Policy:
 
     compare_every: timedelta = timedelta(hours=1)
     season: timedelta = timedelta(days=1)  # the cycle that evidence must see twice
-    min_gain: float = 0.005  # relative gain in log loss that a challenger must prove
+    min_gain: float = 0.005  # relative gain in loss that a challenger must prove
     challenger_slots: int = 2  # challengers at a time; fixed in advance, since the evidence needed depends on it
     epoch_labels: int = 500  # labels of an epoch at most
     epoch_time: timedelta = timedelta(days=1)  # stream time of an epoch at most
@@ -121,6 +140,11 @@ class Stream:
         return self.label.key or self.source.key
 
     @property
+    def loss(self) -> Loss:
+        """What a prediction costs: every metric, training and verdict of the stream goes by it."""
+        return self.label.scored_by
+
+    @property
     def max_ahead(self) -> timedelta:
         """How far a row's time may lie beyond its commit: a day, but no more than a quarter of the label window, unless said.
 
@@ -159,7 +183,7 @@ class Stream:
         return {
             "name": self.name,
             "source": {**vars(self.source), "max_ahead": seconds(self.max_ahead)},
-            "label": {**vars(self.label), "value": str(self.label.value), "window": seconds(self.label.window)},
+            "label": self.label.as_json(),
             "features": [[f.kind, *f.columns] for f in self.features],
             "contract": [e.name for e in self.contract],
             "champion": self.champion.config(),
@@ -176,7 +200,8 @@ class Stream:
 
     def problems(self) -> list[str]:
         """Every mistake that can be seen without a database, one sentence each; empty when there is none."""
-        return [*_names(self), *_label(self), *_features(self), *_contract(self), *_recipes(self), *_policy(self)]
+        parts = (_names, _label, _task, _features, _contract, _recipes, _policy)
+        return [problem for part in parts for problem in part(self)]
 
 
 def _names(stream: Stream) -> Iterator[str]:
@@ -233,6 +258,38 @@ def _label(stream: Stream) -> Iterator[str]:
         )
 
 
+def _task(stream: Stream) -> Iterator[str]:
+    """A number as label says what a mistake costs; what only a yes or no has is refused."""
+    label = stream.label
+    if label.task == "classification":
+        for name in ("loss", "cap"):
+            if (found := getattr(label, name)) is not None:
+                yield f"label.{name}: found {found!r} for a yes or no, which has log loss; leave it out, or set task='regression'"
+        return
+    if label.task != "regression":
+        yield f"label.task: found {label.task!r}, expected 'classification' or 'regression'"
+        return
+    if isinstance(label.value, Expression) and label.value.operator != "value":
+        yield (
+            f"label.value: found {label.value}, which is a yes or no; expected a column of numbers as it is, such as "
+            f'col("{label.value.column}"), or task="classification"'
+        )
+    if label.loss not in ("absolute", "squared"):
+        yield f"label.loss: found {label.loss!r}, expected 'absolute' or 'squared': what a prediction costs, in every verdict"
+    capped = label.cap is not None and 0 < label.cap < LARGEST
+    if label.loss == "squared" and not capped:
+        yield (
+            f"label.cap: found {label.cap!r}, expected the most that one label may cost, in squared units of {label.value}: "
+            "declared in advance, so that a few wild labels decide nothing"
+        )
+    if label.loss == "absolute" and label.cap is not None:
+        yield f"label.cap: found {label.cap!r} for absolute errors, expected none: squared errors have one"
+    if label.if_missing == "negative":
+        yield "label.if_missing: found 'negative', but a number that did not come is not 0; expected 'drop' for regression"
+    if label.on_late == "reweight":
+        yield "label.on_late: found 'reweight', which weighs negatives; expected 'ignore' or 'learn' for regression"
+
+
 def _features(stream: Stream) -> Iterator[str]:
     if not stream.features:
         yield "features: found none, expected at least one"
@@ -267,11 +324,17 @@ def _contract(stream: Stream) -> Iterator[str]:
         low, high = expectation.params.get("minimum"), expectation.params.get("maximum")
         if low is not None and high is not None and low > high:
             yield f"contract: {expectation.name} has its minimum above its maximum"
-        if expectation.kind in ("between", "length") and low is None and high is None:
+        if expectation.kind in ("between", "length", "label_between") and low is None and high is None:
             yield f"contract: {expectation.name} has neither a minimum nor a maximum"
-        if expectation.kind == "between" and not all(math.isfinite(b) for b in (low, high) if b is not None):
+        if expectation.kind in ("between", "label_between") and not all(
+            math.isfinite(b) for b in (low, high) if b is not None
+        ):
             yield f"contract: {expectation.name}: expected finite numbers; leave a bound out, or add finite(...)"
-        if expectation.kind == "label_rate" and not all(0 <= rate <= 1 for rate in expectation.params.values()):
+        if expectation.kind == "label_rate" and stream.loss.regression:
+            yield f"contract: {expectation.name} is a share of positive labels; expected label_between(...) for regression"
+        elif expectation.kind == "label_between" and not stream.loss.regression:
+            yield f"contract: {expectation.name} bounds numbers; expected label_rate(...) for a yes or no"
+        elif expectation.kind == "label_rate" and not all(0 <= rate <= 1 for rate in expectation.params.values()):
             yield f"contract: {expectation.name}: expected rates between 0 and 1"
         if expectation.kind == "regex":
             try:
@@ -308,7 +371,7 @@ def _recipes(stream: Stream) -> Iterator[str]:
                 f"recipes: {recipe.name!r} calibrates by {', '.join(strange)}, expected names of categories among the "
                 f"features: {', '.join(named)}"
             )
-        yield from (f"recipes: {recipe.name!r}: {mistake}" for mistake in recipe.mistakes())
+        yield from (f"recipes: {recipe.name!r}: {mistake}" for mistake in recipe.mistakes(stream.loss))
         try:
             json.dumps([recipe.params, *(member.params for member in recipe.members)])
         except TypeError as error:

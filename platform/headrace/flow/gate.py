@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.definition.columns import Expression
-from headrace.definition.expect import Expectation
+from headrace.definition.expect import LABEL_KINDS, Expectation
+from headrace.definition.loss import LARGEST
 from headrace.definition.stream import Stream
 from headrace.events import moment
 from headrace.flow.exact import DIGITS, coarse, exact, numeric_text
@@ -31,6 +32,7 @@ from headrace.flow.wire import Cells
 from headrace.models.text import NULL
 
 Mask = NDArray[np.bool_]
+_NUMBERS = ("int", "float", "numeric")
 LONGEST_KEY = 1024  # bytes: what an index entry holds (2,704) whatever else stands beside the key
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999: what datetime holds
 
@@ -222,7 +224,7 @@ def event_gate(stream: Stream) -> Gate:
 
 
 def label_gate(stream: Stream) -> Gate:
-    """The gate of the labels' table: key, time, and a value that is 0 or 1."""
+    """The gate of the labels' table: key, time, and a value that is 0 or 1, or a number where those are labels."""
     rules = [_not_null(stream.label_key)]
     if not stream.own_row:
         rules.append(_not_null(stream.label.label_time))
@@ -242,7 +244,12 @@ def _label_rules(stream: Stream) -> list[Rule]:
     """A label's key, time and value; rows without a label time have no label yet, where it is in the event's own row."""
     label = stream.label
     rules = [_short(stream.label_key), _finite_time(label.label_time)]
-    if label.value.operator == "value":
+    if stream.loss.regression:
+        rules += [
+            _number(label.value.column),
+            *(_label_between(stream, e) for e in stream.contract if e.kind in LABEL_KINDS),
+        ]
+    elif label.value.operator == "value":
         column = label.value.column
         rules.append(Rule("label", column, "0, 1, false, true or NULL", lambda rows: ~_binary(rows[column])))
     elif label.value.operator in (">", ">=", "<", "<="):
@@ -250,6 +257,28 @@ def _label_rules(stream: Stream) -> list[Rule]:
     if not stream.own_row:
         return rules
     return [replace(rule, broken=_where_labelled(label.label_time, rule.broken)) for rule in rules]
+
+
+def _number(column: str) -> Rule:
+    """A label that is a number which can be learned from."""
+    check, _ = _between(column, -LARGEST, LARGEST)
+
+    def broken(rows: Rows) -> Mask:
+        null = rows[column].null
+        return ~null & check(rows) if rows.kind(column) in _NUMBERS else ~null
+
+    return Rule("label", column, f"a finite number of at most {LARGEST:g} in size, or NULL", broken)
+
+
+def _label_between(stream: Stream, expectation: Expectation) -> Rule:
+    column, params = stream.label.value.column, expectation.params
+    check, expected = _between(column, params["minimum"], params["maximum"])
+
+    def broken(rows: Rows) -> Mask:
+        null = rows[column].null
+        return ~null & check(rows) if rows.kind(column) in _NUMBERS else np.zeros(len(null), dtype=np.bool_)
+
+    return Rule(expectation.name, column, expected, broken)
 
 
 def _where_labelled(time: str, broken: Callable[[Rows], Mask]) -> Callable[[Rows], Mask]:
@@ -270,7 +299,7 @@ def _unchanged(column: str) -> Rule:
 
 
 def label_values(expression: Expression, column: Column) -> NDArray[np.float64]:
-    """Labels as 0.0 and 1.0, NaN where there is no value.
+    """Labels as 0.0 and 1.0, a bare column of numbers as float64; NaN where there is no value.
 
     Examples
     --------
@@ -282,6 +311,8 @@ def label_values(expression: Expression, column: Column) -> NDArray[np.float64]:
     if expression.operator == "is_present":
         return (~column.null).astype(np.float64)
     if expression.operator == "value":
+        if column.values.dtype == np.object_:  # a column that became a text: the gate refuses all of its rows
+            return np.full(len(column.null), np.nan)
         return column.to_float()
     compare: Callable[[Any, Any], Any] = _COMPARE[expression.operator]
     y = np.asarray(compare(column.values, expression.constant)).astype(np.float64)

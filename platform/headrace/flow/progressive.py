@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.definition.loss import LARGEST, LOG_LOSS, Loss
 from headrace.errors import ModelError
 from headrace.events import Columns, EpochRange, LabelKind, LogBatch, Recalled
 from headrace.flow.features import Encoder
+from headrace.flow.losses import Sums, digest_after, sums_for
 from headrace.flow.openevents import RECENT, OpenEvents, Recent
-from headrace.flow.scores import EpochDigest, ScoreSums, SliceSums
+from headrace.flow.scores import SliceSums
 from headrace.models.contract import (
     Combining,
     Following,
@@ -52,7 +54,8 @@ class SliceScore:
     slice: str
     value: str
     labels: int
-    positives: int
+    positives: int | None  # None where labels are numbers
+    y_sum: float | None  # of labels that are numbers
     loss_sum: float
     p_sum: float
 
@@ -62,7 +65,7 @@ class EpochScore:
     """What a version did in one epoch."""
 
     epoch: EpochRange
-    sums: ScoreSums
+    sums: Sums
     slices: tuple[SliceScore, ...]
     digest: bytes
     learned: int  # labels learned
@@ -134,6 +137,8 @@ class Progressive:
         label that replaces it, p the prediction then (Ktena et al. 2019, "Addressing delayed feedback for continuous
         training with neural networks in CTR prediction", fake negative weighted loss). Target means take the difference,
         decayed since the label that is replaced. A correction without a value, of a deleted label, teaches nothing.
+    loss
+        What a prediction costs; it says whether labels are numbers.
     """
 
     def __init__(
@@ -145,12 +150,13 @@ class Progressive:
         first_seq: int,
         digest: bytes,
         on_late: str = "ignore",
+        loss: Loss = LOG_LOSS,
     ) -> None:
         self.model, self.means = model, means
         self.seq = first_seq - 1
         self.digest = digest
         self._encoder, self._slices, self._on_late = encoder, tuple(slices), on_late
-        self._first_seq = first_seq
+        self._first_seq, self._loss = first_seq, loss
         self._forget_events()
         self._times: tuple[int, int]
         self._begin_epoch()
@@ -246,7 +252,8 @@ class Progressive:
         Returns
         -------
         (p, uncertainty)
-            float64[n] probabilities; float64[n] as `headrace.models.contract.Uncertain` has it, None for models without.
+            float64[n] probabilities, or numbers in regression; float64[n] as `headrace.models.contract.Uncertain` has it, None
+            for models without.
         """
         X = self._encoder(log)
         if self.means is not None:
@@ -328,10 +335,10 @@ class Progressive:
 
     def _predicted(self, seqs: Ints, p: Floats, memo: Floats) -> None:
         """Keep what the model said of events. NaN would count as no prediction, and nobody would hear of it."""
-        if (strange := ~np.isfinite(p)).any():
-            at = int(strange.argmax())
+        if (strange := ~(np.abs(p) <= LARGEST)).any():
+            at, expected = int(strange.argmax()), "a number" if self._loss.regression else "a probability"
             raise ModelError(
-                f"the model predicted {p[at]} for event {seqs[at]}, expected a probability: one of its numbers has overflowed "
+                f"the model predicted {p[at]} for event {seqs[at]}, expected {expected}: one of its numbers has overflowed "
                 "and it will not recover; roll back to another version, and bound the number in the contract"
             )
         self._open.answer(int(seqs[0]), p, memo)
@@ -491,7 +498,7 @@ class Progressive:
         return later
 
     def _begin_epoch(self) -> None:
-        self._sums, self._epoch_digest = ScoreSums(), EpochDigest(self.digest)
+        self._sums, self._epoch_digest = sums_for(self._loss), digest_after(self.digest, self._loss)
         self._slice_sums = {name: SliceSums() for name in self._slices}
         self._learned = self._unscored = 0
         self._times = (2**63 - 1, -(2**63))
@@ -499,13 +506,14 @@ class Progressive:
     def _end_epoch(self, epoch: EpochRange) -> EpochScore:
         self.digest = self._epoch_digest.finish()
         first, last = self._times
+        number = self._loss.regression
         score = EpochScore(
             epoch=epoch,
             sums=self._sums,
             slices=tuple(
-                SliceScore(name, value, int(n), int(positives), loss, p)
+                SliceScore(name, value, int(n), None if number else int(y), y if number else None, loss, p)
                 for name, sums in sorted(self._slice_sums.items())
-                for value, (n, positives, loss, p) in sums.rows()
+                for value, (n, y, loss, p) in sums.rows()
             ),
             digest=self.digest,
             learned=self._learned,

@@ -23,6 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from headrace.definition.loss import LARGEST
 from headrace.errors import ModelError, SnapshotError
 
 FloatArray = NDArray[np.float64]
@@ -35,6 +36,7 @@ LOGIT_RANGE = 12.0  # bins divide [-12, 12] evenly; the outermost ones also hold
 GENESIS = bytes(16)  # the digest before a chain's first epoch
 
 _ROW = np.dtype([("seq", "<i8"), ("label", "u1"), ("probability", "<f8")])
+_NUMBER_ROW = np.dtype([("seq", "<i8"), ("label", "<f8"), ("probability", "<f8")])  # whose prediction is a number, too
 _HEADER = struct.Struct("<B3q4d")
 _FORMAT = 1
 
@@ -209,7 +211,7 @@ class SliceSums:
 
     def __init__(self) -> None:
         self._place: dict[str, int] = {}
-        self._sums = np.zeros((16, 4))  # labels, positives, losses, probabilities
+        self._sums = np.zeros((16, 4))  # labels, their sum, losses, predictions
 
     def add(self, values: Sequence[str | None], y: FloatArray, losses: FloatArray, p: FloatArray) -> None:
         """Add rows in log order; a missing value is the empty one."""
@@ -220,7 +222,7 @@ class SliceSums:
         _add_by_place(at, y, losses, p, self._sums)
 
     def rows(self) -> list[tuple[str, list[float]]]:
-        """Values in order, with labels, positives, sum of losses and sum of probabilities of each."""
+        """Values in order, with number and sum of labels, sum of losses and sum of predictions of each."""
         return [(value, self._sums[at].tolist()) for value, at in sorted(self._place.items())]
 
 
@@ -283,8 +285,9 @@ def unpack_histograms(data: bytes) -> IntArray:
 class EpochDigest:
     """One link of a learner's chain: a hash over the previous link and an epoch's scores in log order.
 
-    A row is its seq, its label and the bits of its probability, unclipped; how rows are split into updates does not
-    matter. Equal digests mean the same labels were scored with the very same probabilities since the chain began.
+    A row is its seq, its label and the bits of its probability, unclipped, or of both where labels are `numbers`; how rows
+    are split into updates does not matter. Equal digests mean the same labels were scored with the very same predictions
+    since the chain began.
 
     Examples
     --------
@@ -294,19 +297,20 @@ class EpochDigest:
     True
     """
 
-    def __init__(self, previous: bytes) -> None:
+    def __init__(self, previous: bytes, *, numbers: bool = False) -> None:
         if len(previous) != len(GENESIS):
             raise SnapshotError(f"a digest has {len(GENESIS)} bytes, found {len(previous)}: the chain cannot go on")
         self._hash = hashlib.blake2b(previous, digest_size=len(GENESIS))
+        self._numbers = numbers
 
     def update(self, seqs: ArrayLike, y: ArrayLike, p: ArrayLike) -> None:
-        """Add rows in log order: seqs int64, labels in {0, 1}, probabilities in [0, 1], all of shape (n,)."""
-        labels, probabilities = _checked(y, p)
+        """Add rows in log order: seqs int64, labels and predictions of the stream's task, all of shape (n,)."""
+        labels, predictions = checked_numbers(y, p) if self._numbers else _checked(y, p)
         positions = np.asarray(seqs, np.int64)
         if positions.shape != labels.shape:
             raise ModelError(f"{len(labels)} scores came with seqs of shape {positions.shape}; expected one each")
-        rows = np.empty(len(labels), _ROW)
-        rows["seq"], rows["label"], rows["probability"] = positions, labels, probabilities
+        rows = np.empty(len(labels), _NUMBER_ROW if self._numbers else _ROW)
+        rows["seq"], rows["label"], rows["probability"] = positions, labels, predictions
         self._hash.update(rows.tobytes())
 
     def finish(self) -> bytes:
@@ -342,3 +346,24 @@ def _checked(y: ArrayLike, p: ArrayLike) -> tuple[LabelArray, FloatArray]:
         row = int(wrong.argmax())
         raise ModelError(f"the label at row {row} of {len(raw)} is {raw[row]!r}; expected 0 or 1: see the contract")
     return raw.astype(np.uint8), probabilities
+
+
+def checked_numbers(y: ArrayLike, p: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Numeric labels and predictions as float64, or a ModelError that names the first row that cannot be scored."""
+    labels, predictions = np.ascontiguousarray(y, np.float64), np.ascontiguousarray(p, np.float64)
+    if labels.shape != predictions.shape or predictions.ndim != 1:
+        raise ModelError(
+            f"labels of shape {labels.shape} came with predictions of shape {predictions.shape}; expected two vectors of "
+            "one length"
+        )
+    for what, numbers, todo in (
+        ("model predicted", predictions, "pause it and go back to its last checkpoint"),
+        ("label is", labels, "see the contract"),
+    ):
+        if (wrong := ~(np.abs(numbers) <= LARGEST)).any():
+            row = int(wrong.argmax())
+            raise ModelError(
+                f"the {what} {numbers[row]} at row {row} of {len(numbers)}; expected a number of at most {LARGEST:g} in size: "
+                f"{todo}"
+            )
+    return labels, predictions

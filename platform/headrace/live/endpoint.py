@@ -1,9 +1,9 @@
 """The endpoint: answers HTTP with what the champion thinks of an event that is about to happen.
 
-`POST /predict` takes the row that the application is about to insert and gives the probability that the learner will
-give it, with the version, the log position of its weights and their age. A row that the contract refuses gets 422 with
-the reason that quarantine would show; until the first champion has caught up the rest gets 503. It computes and stores
-nothing of its own: `headrace.live.request` judges, `headrace.live.follower` answers. It knows no users: put it behind
+`POST /predict` takes the row that the application is about to insert and gives the probability, or the number, that the
+learner will give it, with the version, the log position of its weights and their age. A row that the contract refuses gets
+422 with the reason that quarantine would show; until the first champion has caught up the rest gets 503. It computes and
+stores nothing of its own: `headrace.live.request` judges, `headrace.live.follower` answers. It knows no users: put it behind
 whatever guards the application.
 """
 
@@ -61,7 +61,8 @@ def serve(
     """
     with listen(host, port) as sock, ThreadPoolExecutor(1, "follower") as pool:
         follower = Follower(dsn, definition, columns, key)
-        application = app(follower, RowReader(definition(), columns))
+        stream = definition()
+        application = app(follower, RowReader(stream, columns), numbers=stream.loss.regression)
         config = uvicorn.Config(
             application, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE
         )
@@ -94,16 +95,16 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def app(follower: Follower, reader: RowReader) -> FastAPI:
-    """The HTTP application."""
+def app(follower: Follower, reader: RowReader, *, numbers: bool = False) -> FastAPI:
+    """The HTTP application; `numbers` where labels are some."""
     api = FastAPI(title=f"headrace: {follower.stream}", version=__version__, docs_url=None, redoc_url=None)
     body = {"required": True, "content": {"application/json": {"schema": reader.schema()}}}
-    page = _page(follower.stream, reader)
+    page = _page(follower.stream, reader, numbers)
 
     @api.post("/predict", openapi_extra={"requestBody": body}, responses={422: {}, 503: {}})
     async def predict(request: Request) -> JSONResponse:
-        """The probability that the learner will give this event."""
-        return await run_in_threadpool(_predict, follower, reader, await request.body())
+        """What the learner will give this event."""
+        return await run_in_threadpool(_predict, follower, reader, await request.body(), numbers)
 
     @api.get("/health", responses={503: {}})
     async def health() -> JSONResponse:
@@ -117,14 +118,16 @@ def app(follower: Follower, reader: RowReader) -> FastAPI:
     return api
 
 
-def _predict(follower: Follower, reader: RowReader, body: bytes) -> JSONResponse:
+def _predict(follower: Follower, reader: RowReader, body: bytes, numbers: bool) -> JSONResponse:
     row = reader.read(body, micros(datetime.now(UTC)))
     if isinstance(row, list):
         return JSONResponse({"detail": [asdict(violation) for violation in row]}, 422)
     answer = follower.answer(row)
     if answer is None:
         return JSONResponse({"detail": follower.message}, 503, _RETRY)
-    return JSONResponse(asdict(answer))
+    document = asdict(answer)
+    prediction = document.pop("prediction")
+    return JSONResponse({"prediction" if numbers else "probability": prediction, **document})
 
 
 def _health(follower: Follower) -> JSONResponse:
@@ -143,7 +146,7 @@ def _health(follower: Follower) -> JSONResponse:
     return JSONResponse(state) if serving is not None else JSONResponse(state, 503, _RETRY)
 
 
-def _page(stream: str, reader: RowReader) -> str:
+def _page(stream: str, reader: RowReader, numbers: bool) -> str:
     """One page for people, without anything from elsewhere."""
     placeholders = {"boolean": True, "integer": 1, "number": 1.5, "string": "..."}
     example = {name: placeholders[column["type"][0]] for name, column in reader.schema()["properties"].items()}
@@ -151,11 +154,12 @@ def _page(stream: str, reader: RowReader) -> str:
     cells = [(html.escape(c.source), html.escape(c.type_name)) for c in reader.columns]
     rows = "".join(f"<tr><td><code>{name}</code></td><td>{type_name}</td></tr>" for name, type_name in cells)
     name = html.escape(stream)
+    what, unit = ("prediction", "in the label's unit") if numbers else ("probability", "in logits")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>headrace: {name}</title>'
         '<body style="font-family: sans-serif; max-width: 50em; margin: 2em auto">'
         f"<h1>{name}</h1><p>Send an event's row as JSON; a field that is left out is NULL. The answer is its "
-        "probability, how far one more label may move it in logits (null for models that do not say), the version that gave "
+        f"{what}, how far one more label may move it {unit} (null for models that do not say), the version that gave "
         "it, the log position (seq) of the weights and their age in seconds.</p>"
         f'<pre style="white-space: pre-wrap">{html.escape(call)}</pre><table>{rows}</table>'
         '<p><a href="/health">health</a>, <a href="/openapi.json">OpenAPI</a></p></body></html>'

@@ -50,8 +50,10 @@ _FRESH = timedelta(seconds=5)  # how long a look at the log's end holds
 class Answer:
     """What an event gets."""
 
-    probability: float  # of a positive label
-    uncertainty: float | None  # in logits, how far one more label may move it; None where the model does not say
+    prediction: float  # the probability of a positive label, or the number where labels are numbers
+    uncertainty: (
+        float | None
+    )  # how far one more label may move it, in logits or in the label's unit; None: it does not say
     version: str
     seq: int  # the log position at which the weights stand
     age_seconds: float  # see `Following.age`
@@ -95,7 +97,7 @@ class Following:
         return self._live.progressive
 
     def predict(self, row: EventRow) -> tuple[float, float | None, int]:
-        """(probability, uncertainty, seq): what the learner gives this event if its commit is the log's next one, alone."""
+        """(prediction, uncertainty, seq): what the learner gives this event if its commit is the log's next one, alone."""
         with self._lock:
             clock = np.array([max(self._watermark, row.event_time)], dtype=np.int64)
             p, unsure = self._live.progressive.predict(row.columns, clock)

@@ -1,9 +1,9 @@
 """What a pickled river model may hold: exact (module, name) pairs, nothing by prefix or pattern.
 
-Collected from the states of river's public classifiers and transformers after they had learned. It holds classes, and
-the few functions that NumPy's own pickles call; nothing that runs code, opens a file or looks an attribute up by name
-(`builtins.getattr`, which a few estimators need, stays out: with it any pickle could reach anything). A test takes real
-pickles through it.
+Collected from the states of river's public classifiers, regressors and transformers after they had learned. It holds
+classes, the few functions that NumPy's own pickles call, and two static methods by which splitters add numbers; nothing
+that runs code, opens a file or looks an attribute up by name (`builtins.getattr`, which a few estimators need, stays out:
+with it any pickle could reach anything). A test takes real pickles through it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ builtins: bool dict float frozenset int list set str tuple
 collections: Counter OrderedDict defaultdict deque
 functools: partial
 random: Random
+statistics: NormalDist
 numpy: dtype ndarray
 numpy._core.multiarray: _reconstruct scalar
 numpy._core.numeric: _frombuffer
@@ -41,33 +42,37 @@ river.drift.kswin: KSWIN
 river.drift.no_drift: NoDrift
 river.drift.page_hinkley: PageHinkley
 river.drift.retrain: DriftRetrainingClassifier
-river.dummy: NoChangeClassifier PriorClassifier
-river.ensemble.bagging: ADWINBaggingClassifier BaggingClassifier LeveragingBaggingClassifier
+river.dummy: NoChangeClassifier PriorClassifier StatisticRegressor
+river.ensemble.bagging: ADWINBaggingClassifier BaggingClassifier BaggingRegressor LeveragingBaggingClassifier
 river.ensemble.boosting: ADWINBoostingClassifier AdaBoostClassifier BOLEClassifier
 river.ensemble.stacking: StackingClassifier
-river.ensemble.streaming_random_patches: BaseSRPClassifier SRPClassifier
+river.ensemble.streaming_random_patches: BaseSRPClassifier BaseSRPRegressor SRPClassifier SRPRegressor
 river.ensemble.voting: VotingClassifier
-river.facto.ffm: FFMClassifier
-river.facto.fm: FMClassifier
-river.facto.fwfm: FwFMClassifier
-river.facto.hofm: HOFMClassifier
+river.facto.ffm: FFMClassifier FFMRegressor
+river.facto.fm: FMClassifier FMRegressor
+river.facto.fwfm: FwFMClassifier FwFMRegressor
+river.facto.hofm: HOFMClassifier HOFMRegressor
 river.feature_extraction.kernel_approx: RBFSampler RandomTreesEmbedding
 river.feature_extraction.poly: PolynomialExtender
 river.feature_selection.k_best: SelectKBest
 river.feature_selection.random: PoissonInclusion
 river.feature_selection.variance: VarianceThreshold
-river.forest.adaptive_random_forest: ARFClassifier BaseTreeClassifier
-river.forest.aggregated_mondrian_forest: AMFClassifier
+river.forest.adaptive_random_forest: ARFClassifier ARFRegressor BaseTreeClassifier BaseTreeRegressor
+river.forest.aggregated_mondrian_forest: AMFClassifier AMFRegressor
 river.imblearn.hard_sampling: HardSampling HardSamplingClassifier Triplet
 river.imblearn.random: ClassificationSampler RandomOverSampler RandomSampler RandomUnderSampler
 river.linear_model.ad_predictor: AdPredictor
 river.linear_model.alma: ALMAClassifier
+river.linear_model.bayesian_lin_reg: BayesianLinearRegression
+river.linear_model.lin_reg: LinearRegression
 river.linear_model.log_reg: LogisticRegression
 river.linear_model.pa: PAClassifier
 river.linear_model.perceptron: Perceptron
 river.metrics.accuracy: Accuracy
 river.metrics.confusion: ConfusionMatrix
 river.metrics.log_loss: LogLoss
+river.metrics.mae: MAE
+river.metrics.mse: MSE
 river.metrics.roc_auc: ROCAUC
 river.multiclass.ovo: OneVsOneClassifier
 river.multiclass.ovr: OneVsRestClassifier
@@ -78,6 +83,7 @@ river.neighbors.ann.nn_vertex: Vertex
 river.neighbors.ann.swinn: SWINN
 river.neighbors.base: FunctionWrapper
 river.neighbors.knn_classifier: KNNClassifier
+river.neighbors.knn_regressor: KNNRegressor
 river.neighbors.lazy: LazySearch
 river.optim.ada_bound: AdaBound
 river.optim.ada_delta: AdaDelta
@@ -88,7 +94,7 @@ river.optim.ams_grad: AMSGrad
 river.optim.average: Averager
 river.optim.ftrl: FTRLProximal
 river.optim.initializers: Constant Normal Zeros
-river.optim.losses: BinaryFocalLoss Hinge Log
+river.optim.losses: Absolute BinaryFocalLoss Cauchy EpsilonInsensitiveHinge Hinge Huber Log Poisson Quantile Squared
 river.optim.momentum: Momentum
 river.optim.nadam: Nadam
 river.optim.nesterov: NesterovMomentum
@@ -100,11 +106,14 @@ river.preprocessing.feature_hasher: FeatureHasher
 river.preprocessing.impute: Constant PreviousImputer StatImputer
 river.preprocessing.one_hot: OneHotEncoder
 river.preprocessing.ordinal: OrdinalEncoder
+river.preprocessing.pred_clipper: PredClipper
 river.preprocessing.random_projection: GaussianRandomProjector SparseRandomProjector
 river.preprocessing.scale: AdaptiveStandardScaler Binarizer MaxAbsScaler MinMaxScaler Normalizer RobustScaler
     StandardScaler
 river.proba.beta: Beta
 river.proba.gaussian: Gaussian
+river.rules.amrules: AMRules AdaptiveRegressor MeanRegressor RegRule
+river.rules.base: NumericLiteral
 river.sketch.histogram: Bin Histogram
 river.stats.auto_corr: AutoCorr
 river.stats.count: Count
@@ -130,22 +139,28 @@ river.stats.summing: Sum
 river.stats.var: Var
 river.tree.extremely_fast_decision_tree: ExtremelyFastDecisionTreeClassifier
 river.tree.hoeffding_adaptive_tree_classifier: HoeffdingAdaptiveTreeClassifier
+river.tree.hoeffding_adaptive_tree_regressor: HoeffdingAdaptiveTreeRegressor
 river.tree.hoeffding_tree: HoeffdingTree
 river.tree.hoeffding_tree_classifier: HoeffdingTreeClassifier
+river.tree.hoeffding_tree_regressor: HoeffdingTreeRegressor
 river.tree.last_classifier: LASTClassifier
-river.tree.losses: BinaryCrossEntropyLoss Loss
+river.tree.losses: BinaryCrossEntropyLoss Loss SquaredErrorLoss
 river.tree.mondrian.mondrian_tree: MondrianTree
 river.tree.mondrian.mondrian_tree_classifier: MondrianTreeClassifier
-river.tree.mondrian.mondrian_tree_nodes: MondrianBranch MondrianBranchClassifier MondrianLeaf MondrianLeafClassifier
-    MondrianNode MondrianNodeClassifier
+river.tree.mondrian.mondrian_tree_nodes: MondrianBranch MondrianBranchClassifier MondrianBranchRegressor MondrianLeaf
+    MondrianLeafClassifier MondrianLeafRegressor MondrianNode MondrianNodeClassifier
+river.tree.mondrian.mondrian_tree_regressor: MondrianTreeRegressor
 river.tree.nodes.arf_htc_nodes: RandomLeafMajorityClass RandomLeafNaiveBayes RandomLeafNaiveBayesAdaptive
-river.tree.nodes.branch: DTBranch NominalBinaryBranch NominalMultiwayBranch NumericBinaryBranch
-    NumericMultiwayBranch
+river.tree.nodes.arf_htr_nodes: RandomLeafAdaptive RandomLeafMean RandomLeafModel
+river.tree.nodes.branch: DTBranch NominalBinaryBranch NominalMultiwayBranch NumericBinaryBranch NumericMultiwayBranch
 river.tree.nodes.efdtc_nodes: EFDTLeafMajorityClass EFDTLeafNaiveBayes EFDTLeafNaiveBayesAdaptive
     EFDTNominalBinaryBranch EFDTNominalMultiwayBranch EFDTNumericBinaryBranch EFDTNumericMultiwayBranch
 river.tree.nodes.hatc_nodes: AdaBranchClassifier AdaLeafClassifier AdaNomBinaryBranchClass AdaNomMultiwayBranchClass
     AdaNumBinaryBranchClass AdaNumMultiwayBranchClass
+river.tree.nodes.hatr_nodes: AdaLeafRegAdaptive AdaLeafRegMean AdaLeafRegModel AdaNomBinaryBranchReg
+    AdaNomMultiwayBranchReg AdaNumBinaryBranchReg AdaNumMultiwayBranchReg
 river.tree.nodes.htc_nodes: LeafMajorityClass LeafNaiveBayes LeafNaiveBayesAdaptive
+river.tree.nodes.htr_nodes: LeafAdaptive LeafMean LeafModel
 river.tree.nodes.last_nodes: LeafMajorityClassWithDetector LeafNaiveBayesAdaptiveWithDetector
     LeafNaiveBayesWithDetector
 river.tree.nodes.leaf: HTLeaf
@@ -154,14 +169,18 @@ river.tree.padded: PaddedBranch PaddedLeaf
 river.tree.split_criterion.gini_split_criterion: GiniSplitCriterion
 river.tree.split_criterion.hellinger_distance_criterion: HellingerDistanceCriterion
 river.tree.split_criterion.info_gain_split_criterion: InfoGainSplitCriterion
+river.tree.split_criterion.variance_ratio_split_criterion: VarianceRatioSplitCriterion
+river.tree.splitter.ebst_splitter: EBSTNode EBSTNode._update_estimator_univariate EBSTSplitter
 river.tree.splitter.exhaustive_splitter: ExhaustiveNode ExhaustiveSplitter
 river.tree.splitter.gaussian_splitter: GaussianSplitter
 river.tree.splitter.histogram_splitter: HistogramSplitter
 river.tree.splitter.nominal_splitter_classif: NominalSplitterClassif
+river.tree.splitter.nominal_splitter_reg: NominalSplitterReg NominalSplitterReg._update_estimator_univariate
 river.tree.splitter.qo_splitter: FeatureQuantizer QOSplitter Slot
 river.tree.splitter.random_splitter: RandomSplitter
 river.tree.splitter.sgt_quantizer: DynamicQuantizer StaticQuantizer
-river.tree.stochastic_gradient_tree: SGTClassifier StochasticGradientTree
+river.tree.splitter.tebst_splitter: TEBSTSplitter
+river.tree.stochastic_gradient_tree: SGTClassifier SGTRegressor StochasticGradientTree
 river.tree.utils: BranchFactory GradHess GradHessMerit GradHessStats
 river.utils.rolling: Rolling TimeRolling
 river.utils.sorted_window: SortedWindow

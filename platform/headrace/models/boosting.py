@@ -9,14 +9,16 @@ retrained to be loaded. This module reads no log and registers nothing.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.definition.loss import LOG_LOSS, Loss
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models import snapshot, trees
@@ -55,13 +57,24 @@ _USUAL: dict[str, Any] = {"lambda_l2": SPACE["lambda_l2"][0]}  # LightGBM's own 
 
 # Not the recipe's to change: equal trees for equal windows, and the objective that everything above expects.
 _FIXED: dict[str, Any] = {
-    "objective": "binary",
-    "metric": "binary_logloss",
     "deterministic": True,
     "force_row_wise": True,
     "seed": 0,
     "verbosity": -1,
 }
+_LEAST_NOISE = 1e-6  # of the spread: trees that were never wrong may be yet
+_CAPPED = "capped_l2"  # LightGBM has no such metric
+
+
+def _objective(loss: Loss) -> dict[str, Any]:
+    """What LightGBM minimises, and the metric that stops it: the stream's loss."""
+    match loss.kind:
+        case "log":
+            return {"objective": "binary", "metric": "binary_logloss"}
+        case "absolute":
+            return {"objective": "regression_l1", "metric": "l1"}
+        case "squared":  # a label that costs the cap pulls no harder than that
+            return {"objective": "huber", "alpha": math.sqrt(loss.cap), "metric": _CAPPED, "reg_sqrt": False}
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,15 @@ def _distinct_keys(values: Any) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
+class Target:
+    """Labels that are numbers, as the window had them, in their unit."""
+
+    centre: float  # median
+    spread: float  # mean absolute deviation from it
+    noise: float  # of the held-out residuals: mean absolute, or root mean capped square
+
+
+@dataclass(frozen=True)
 class Ensemble:
     """Frozen boosted trees with what is needed to use them.
 
@@ -132,11 +154,14 @@ class Ensemble:
         From columns to the trees' matrix.
     outstanding
         Mean number of events without a label, over the window, at the moments when events entered.
+    target
+        Of labels that are numbers; None for a yes or no.
     """
 
     text: str = field(repr=False)  # megabytes
     encoding: Encoding = field(repr=False)
     outstanding: float
+    target: Target | None = None
 
     @cached_property
     def trees(self) -> trees.Trees:
@@ -151,6 +176,8 @@ class Ensemble:
             "wide": list(self.encoding.wide),
             "outstanding": self.outstanding,
         }
+        if self.target is not None:
+            meta["target"] = list(astuple(self.target))
         keys = {f"keys {name}": keys for name, keys in self.encoding.categories}
         return snapshot.dump({"booster": np.frombuffer(self.text.encode(), dtype=np.uint8), **keys}, meta)
 
@@ -160,7 +187,8 @@ class Ensemble:
         arrays, meta = snapshot.parse(artifact)
         categories = tuple((name, arrays[f"keys {name}"]) for name in meta["categories"])
         encoding = Encoding(categories, tuple(meta["numbers"]), tuple(meta["wide"]))
-        return cls(arrays["booster"].tobytes().decode(), encoding, float(meta["outstanding"]))
+        target = Target(*meta["target"]) if "target" in meta else None
+        return cls(arrays["booster"].tobytes().decode(), encoding, float(meta["outstanding"]), target)
 
 
 @dataclass(frozen=True)
@@ -176,7 +204,7 @@ class Trained:
     valid_from
         First held-out row; rows from here on are scored by `held_out`.
     curve_train, curve_valid
-        Log loss after each tree.
+        Loss after each tree.
     best_trees
         Number of trees with the least held-out loss.
     searched
@@ -199,6 +227,7 @@ def train(
     label_time: NDArray[np.int64],
     params: Mapping[str, Any] | None = None,
     *,
+    loss: Loss = LOG_LOSS,
     valid_fraction: float = 0.2,
     threads: int = 1,
 ) -> Trained:
@@ -207,12 +236,14 @@ def train(
     Parameters
     ----------
     X, y
-        n labelled events in the order of their times; y is 0 or 1.
+        n labelled events in the order of their times; y is 0 or 1, or a number where the loss is one of numbers.
     event_time, label_time
         int64[n] microseconds. Rows whose label came after the first held-out event teach nothing before it.
     params
         LightGBM's parameters, over `DEFAULTS`; also `max_trees`, `patience`, `max_categories`, and `search` with the
         budget of a search, {"trials": n or None, "seconds": s or None}.
+    loss
+        What is minimised, and what stops the training.
     valid_fraction
         Share of the rows to hold out, the last ones.
     threads
@@ -221,7 +252,7 @@ def train(
     Raises
     ------
     ModelError
-        Too few rows, a single class, or rows out of order.
+        Too few rows, labels that are all the same, or rows out of order.
     """
     import lightgbm  # here, so that using trained trees does not load the library
 
@@ -229,9 +260,11 @@ def train(
     rounds, patience = int(own.pop("max_trees", MAX_TREES)), int(own.pop("patience", PATIENCE))
     encoding = Encoding.fit(X, int(own.pop("max_categories", MAX_CATEGORIES)))
     budget = own.pop("search", None)
-    settings = DEFAULTS | own | _FIXED | {"num_threads": threads}
+    objective = _objective(loss)
+    settings = DEFAULTS | own | _FIXED | objective | {"num_threads": threads}
+    metric: str = objective["metric"]
 
-    valid_from = _split(y, event_time, label_time, valid_fraction)
+    valid_from = _split(y, event_time, label_time, valid_fraction, loss)
     early = np.flatnonzero(label_time[:valid_from] < event_time[valid_from])
     matrix = encoding.matrix(X)
     outstanding = _outstanding(event_time, label_time)
@@ -248,6 +281,9 @@ def train(
 
     curves: dict[str, dict[str, list[float]]] = {}
 
+    def capped(predicted: Floats, rows: Any) -> tuple[str, float, bool]:
+        return _CAPPED, float(np.minimum((rows.get_label() - predicted) ** 2, loss.cap).mean()), False
+
     def fit(rows: NDArray[np.intp], valid: slice | NDArray[np.intp], params: Mapping[str, Any]) -> Any:
         first = data(rows)
         return lightgbm.train(
@@ -256,6 +292,7 @@ def train(
             rounds,
             valid_sets=[first, data(valid, first)],
             valid_names=["train", "valid"],
+            feval=capped if metric == _CAPPED else None,
             callbacks=[
                 lightgbm.early_stopping(patience, first_metric_only=True, verbose=False),
                 lightgbm.record_evaluation(curves),
@@ -266,10 +303,10 @@ def train(
     if budget is not None:
         settings["feature_pre_filter"] = False  # which features can be split depends on what is searched
         learning, judging = _parts(early, event_time, label_time, valid_fraction)
-        if all(len(np.unique(y[rows])) == 2 for rows in (learning, judging)):
+        if all(len(np.unique(y[rows])) >= 2 for rows in (learning, judging)):
 
             def evaluate(params: Mapping[str, Any]) -> float:
-                return float(fit(learning, judging, params).best_score["valid"]["binary_logloss"])
+                return float(fit(learning, judging, params).best_score["valid"][metric])
 
             searched = search(evaluate, _USUAL | DEFAULTS, own, budget["trials"], budget["seconds"])
             settings |= searched.params
@@ -278,15 +315,26 @@ def train(
     booster = fit(early, slice(valid_from, None), {})
     best = max(1, booster.best_iteration)
     final = lightgbm.train(settings, data(slice(None)), best)
+    target = None
+    if loss.regression:
+        residual = y[valid_from:] - booster.predict(matrix[valid_from:], num_iteration=best)
+        target = _target(y, residual, loss)
     return Trained(
-        ensemble=Ensemble(final.model_to_string(), encoding, outstanding),
-        held_out=Ensemble(booster.model_to_string(num_iteration=best), encoding, outstanding),
+        ensemble=Ensemble(final.model_to_string(), encoding, outstanding, target),
+        held_out=Ensemble(booster.model_to_string(num_iteration=best), encoding, outstanding, target),
         valid_from=valid_from,
-        curve_train=tuple(curves["train"]["binary_logloss"]),
-        curve_valid=tuple(curves["valid"]["binary_logloss"]),
+        curve_train=tuple(curves["train"][metric]),
+        curve_valid=tuple(curves["valid"][metric]),
         best_trees=best,
         searched=searched,
     )
+
+
+def _target(y: Floats, residual: Floats, loss: Loss) -> Target:
+    centre = float(np.median(y))
+    spread = float(np.abs(y - centre).mean())
+    mean = np.minimum(residual**2, loss.cap).mean() ** 0.5 if loss.kind == "squared" else np.abs(residual).mean()
+    return Target(centre, spread, max(float(mean), _LEAST_NOISE * spread))
 
 
 def _parts(
@@ -297,17 +345,20 @@ def _parts(
     return rows[(rows < first) & (label_time[rows] < event_time[first])], rows[rows >= first]
 
 
-def _split(y: Floats, event_time: NDArray[np.int64], label_time: NDArray[np.int64], valid_fraction: float) -> int:
+def _split(
+    y: Floats, event_time: NDArray[np.int64], label_time: NDArray[np.int64], valid_fraction: float, loss: Loss
+) -> int:
     """Return the first held-out row, after checking that there is something to learn and to validate."""
     if bool((np.diff(event_time) < 0).any()):
         raise ModelError("found training rows out of order, expected them by event time: order the window by seq")
     split = int(len(y) * (1.0 - valid_fraction))
     early = y[:split][label_time[:split] < event_time[split]] if split < len(y) else y[:0]
     for part, labels in (("training", early), ("held-out", y[split:])):
-        if len(np.unique(labels)) < 2:
+        if (kinds := len(np.unique(labels))) < 2:
+            found, expected = ("value(s)", "different ones") if loss.regression else ("class(es)", "both classes")
             raise ModelError(
-                f"found {len(labels)} labels of {len(np.unique(labels))} class(es) in the {part} part of the window, "
-                "expected both classes: choose a longer window"
+                f"found {len(labels)} labels of {kinds} {found} in the {part} part of the window, expected {expected}: "
+                "choose a longer window"
             )
     return split
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.definition.loss import LOG_LOSS, Loss
 from headrace.definition.recipes import ONLINE, TREES, Recipe
 from headrace.errors import ModelError
 from headrace.events import Columns
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from headrace.models.boosting import Ensemble, Trained
     from headrace.models.gbdt_lr import GbdtLr
     from headrace.models.lightgbm import LightGbmModel
+    from headrace.models.lightgbm_regression import LightGbmRegression
     from headrace.models.stack import Stack
 
 
-def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None) -> Model:
+def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None, loss: Loss = LOG_LOSS) -> Model:
     """Return a model that has learned nothing online.
 
     Parameters
@@ -34,33 +36,35 @@ def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None) -> Model
         Signs the states of river models; others ignore it.
     artifact
         `Ensemble.dump()` of the version's bootstrap, for recipes that bootstrap.
+    loss
+        The stream's: it says whether labels are numbers.
 
     Raises
     ------
     ModelError
-        The recipe bootstraps and there is no artifact.
+        The recipe bootstraps and there is no artifact, or one of the other task.
     """
     if recipe.kind == "river":
-        from headrace.models.river_pipeline import RiverModel
+        from headrace.models.river_pipeline import RiverModel, RiverRegressor
 
         if recipe.build is None:
             raise ModelError(f"found recipe {recipe.name!r} without a build function, expected recipes.river(build)")
-        return RiverModel(recipe.build, key)
+        return (RiverRegressor if loss.regression else RiverModel)(recipe.build, key)
     if recipe.kind == "ftrl":
         from headrace.models.ftrl import Ftrl
 
-        return Ftrl(**recipe.params)
+        return Ftrl(**recipe.params, loss=loss)
     if recipe.kind == "label_mean":
         from headrace.models.label_mean import LabelMean
 
-        return LabelMean(**recipe.params)
+        return LabelMean(**recipe.params, loss=loss)
     if recipe.kind == "stack":
         return stack(recipe, None if artifact is None else _ensemble(artifact))
     if artifact is None:
         raise ModelError(
             f"found no trained trees for recipe {recipe.name!r} ({recipe.kind}), expected a bootstrap's artifact"
         )
-    return _with_trees(recipe, _ensemble(artifact))
+    return _with_trees(recipe, _ensemble(artifact), loss)
 
 
 def _ensemble(artifact: bytes) -> Ensemble:
@@ -69,14 +73,22 @@ def _ensemble(artifact: bytes) -> Ensemble:
     return Ensemble.parse(artifact)
 
 
-def _with_trees(recipe: Recipe, ensemble: Ensemble) -> LightGbmModel | GbdtLr:
+def _with_trees(
+    recipe: Recipe, ensemble: Ensemble, loss: Loss = LOG_LOSS
+) -> LightGbmModel | LightGbmRegression | GbdtLr:
+    if loss.regression != (ensemble.target is not None):
+        raise ModelError(f"found trees of the other task for recipe {recipe.name!r}, whose stream has {loss.name}")
     if recipe.kind == "lightgbm":
         from headrace.models.lightgbm import LightGbmModel
+        from headrace.models.lightgbm_regression import LightGbmRegression
+
+        if loss.regression:
+            return LightGbmRegression(ensemble, **_own(recipe), loss=loss)
 
         return LightGbmModel(ensemble, **_own(recipe))
     from headrace.models.gbdt_lr import GbdtLr
 
-    return GbdtLr(ensemble, **_own(recipe))
+    return GbdtLr(ensemble, **_own(recipe), loss=loss)
 
 
 def stack(recipe: Recipe, ensemble: Ensemble | None) -> Stack:
@@ -111,6 +123,7 @@ def train(
     event_time: NDArray[np.int64],
     label_time: NDArray[np.int64],
     *,
+    loss: Loss = LOG_LOSS,
     valid_fraction: float = 0.2,
     threads: int = 1,
 ) -> Trained:
@@ -119,7 +132,9 @@ def train(
 
     own = _own(recipe)
     params = {name: value for name, value in recipe.params.items() if name not in own}
-    return boosting.train(X, y, event_time, label_time, params, valid_fraction=valid_fraction, threads=threads)
+    return boosting.train(
+        X, y, event_time, label_time, params, loss=loss, valid_fraction=valid_fraction, threads=threads
+    )
 
 
 def _own(recipe: Recipe) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.definition.loss import LARGEST
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.contract import Floats, Model, row_count, take
@@ -31,6 +32,7 @@ def check_model(
     seed: int = 0,
     weighted: bool = False,
     beyond: bool = True,
+    numbers: bool = False,
 ) -> None:
     """Raise unless models from `factory` keep the contract on these rows.
 
@@ -41,23 +43,24 @@ def check_model(
     X
         At least 50 rows of raw features, as the learner would hand them to `prepare`.
     y
-        float64[n], 0 or 1; both must occur.
+        float64[n], 0 or 1, or numbers; two values must occur.
     seed
         Draws the order of events and labels.
     weighted
         Whether labels get weights other than 1.
     beyond
         Whether rows are added in which everything is missing, or unknown, or large.
+    numbers
+        Whether labels are numbers, so that predictions may be any.
 
     Raises
     ------
     ModelError
         A promise of `headrace.models.contract.Model` is broken; the message says which.
     """
-    if len(y) < 50 or len(np.unique(y)) != 2:
-        raise ModelError(
-            f"found {len(y)} rows of {len(np.unique(y))} class(es) to check a model on, expected 50 of both"
-        )
+    kinds = len(np.unique(y))
+    if len(y) < 50 or kinds < 2 or (kinds > 2 and not numbers):
+        raise ModelError(f"found {len(y)} rows of {kinds} class(es) to check a model on, expected 50 of both")
     if beyond:
         X, y = _harder(X, y)
     weight = np.where(np.arange(len(y)) % 2 == 0, 0.75, 1.5) if weighted else np.ones(len(y))
@@ -66,25 +69,25 @@ def check_model(
     _check_prepare(name, model, X)
 
     log = list(_log(len(y), np.random.default_rng(seed)))
-    whole = _follow(name, model, X, y, weight, log, _memos(model, y))
+    whole = _follow(name, model, X, y, weight, log, _memos(model, y), numbers=numbers)
     for size in (1, 7):
         again = factory()
-        pieces = _follow(name, again, X, y, weight, list(_cut(log, size)), _memos(again, y))
+        pieces = _follow(name, again, X, y, weight, list(_cut(log, size)), _memos(again, y), numbers=numbers)
         _expect(_same(pieces, whole), name, f"batches of {size} predict differently")
         _expect(_same(_probe(again, X), _probe(model, X)), name, f"batches of {size} end in another state")
 
     half = len(log) // 2
     first, second = factory(), factory()
     memos = _memos(first, y)
-    _follow(name, first, X, y, weight, log[:half], memos)
+    _follow(name, first, X, y, weight, log[:half], memos, numbers=numbers)
     saved = first.save()
     state = dump(*saved)
     memos_second = memos.copy()
-    tail = _follow(name, first, X, y, weight, log[half:], memos)
+    tail = _follow(name, first, X, y, weight, log[half:], memos, numbers=numbers)
     _expect(dump(*saved) == state, name, "learning changed a state that was saved before")
     second.load(*parse(state))
     _expect(
-        _same(_follow(name, second, X, y, weight, log[half:], memos_second), tail),
+        _same(_follow(name, second, X, y, weight, log[half:], memos_second, numbers=numbers), tail),
         name,
         "a restored state goes on differently",
     )
@@ -127,7 +130,9 @@ def _memos(model: Model, y: Floats) -> Floats:
     return np.full((len(y), model.memo_width + 1), np.nan)
 
 
-def _follow(name: str, model: Model, X: Columns, y: Floats, weight: Floats, log: list[Run], memos: Floats) -> Floats:
+def _follow(
+    name: str, model: Model, X: Columns, y: Floats, weight: Floats, log: list[Run], memos: Floats, *, numbers: bool
+) -> Floats:
     """Run a model over a log and return its predictions in order; `memos` keeps what open events wait with."""
     outstanding = int(np.count_nonzero(memos[:, -1] == 1.0))
     predictions: list[Floats] = []
@@ -145,7 +150,8 @@ def _follow(name: str, model: Model, X: Columns, y: Floats, weight: Floats, log:
         outstanding += len(rows)
         _expect(p.shape == (len(rows),) and p.dtype == np.float64, name, f"ask returned {p.dtype}{p.shape} as p")
         _expect(memo.shape == (len(rows), model.memo_width), name, f"ask returned a memo of shape {memo.shape}")
-        _expect(bool(np.isfinite(p).all() and (p >= 0).all() and (p <= 1).all()), name, "p is not within [0, 1]")
+        _expect(numbers or bool((p >= 0).all() and (p <= 1).all()), name, "p is not within [0, 1]")
+        _expect(bool((np.abs(p) <= LARGEST).all()), name, "p is no finite number")
         _expect(_same(before, p), name, "predict and ask differ")
         _expect(_same(model.predict(prepared), p), name, "ask changed the weights, or predict did")
         _expect(all(map(_same, raw.values(), take(X, rows).values())), name, "the rows handed over were changed")

@@ -30,7 +30,7 @@ Arrays: TypeAlias = dict[str, NDArray[Any]]
 
 
 class Model(Protocol):
-    """One binary classifier that follows a training log.
+    """One binary classifier, or regression, that follows a training log.
 
     Attributes
     ----------
@@ -63,8 +63,8 @@ class Model(Protocol):
         Returns
         -------
         (p, memo)
-            float64[n] probabilities of a positive label, finite and in [0, 1]; float64[n, memo_width]. The model may
-            keep counts of its own here, never weights.
+            float64[n] probabilities of a positive label, in [0, 1], or finite numbers where labels are numbers;
+            float64[n, memo_width]. The model may keep counts of its own here, never weights.
         """
         ...
 
@@ -76,7 +76,7 @@ class Model(Protocol):
         X
             n prepared rows: those of the labels' events.
         y
-            float64[n], 0 or 1.
+            float64[n], 0 or 1, or numbers.
         memo
             float64[n, memo_width], as `ask` returned it for each event.
         weight
@@ -129,7 +129,7 @@ class Sequential(Protocol):
         Returns
         -------
         float64[events]
-            Probabilities, each with the weights of its turn.
+            Predictions, each with the weights of its turn.
         """
         ...
 
@@ -139,7 +139,10 @@ class Uncertain(Protocol):
     """A model that says how little it knows of a row."""
 
     def uncertainty(self, X: Columns) -> Floats:
-        """Return float64[n] for n prepared rows, in logits: how far one more label may move the prediction; changes nothing."""
+        """Return float64[n] for n prepared rows: how far one more label may move the prediction; changes nothing.
+
+        In logits, or in the label's unit where labels are numbers.
+        """
         ...
 
 

@@ -7,17 +7,19 @@ estimator goes on to the bit. Importing this module imports river, so nothing th
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from river import base
 
+from headrace.definition.loss import LARGEST, Loss
 from headrace.definition.recipes import Recipe, default_members
 from headrace.definition.recipes import stack as stack_recipe
 from headrace.errors import ModelError
@@ -41,36 +43,28 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class ArrayClassifier(base.MiniBatchClassifier):
-    """What the classifiers below have in common."""
+class ArrayEstimator(base.Estimator):
+    """What the estimators below have in common."""
 
     def _begin(self, model: Model, categories: Sequence[str] = (), numbers: Sequence[str] = ()) -> None:
         self._model = model
         self._labels = 0  # learned so far: the model's clock
         self._reads = dict.fromkeys(categories, True) | dict.fromkeys(numbers, False)  # columns: whether categories
 
-    def learn_one(self, x: Features, y: base.typing.ClfTarget, w: float = 1.0) -> None:
-        """Learn a row's label, True or False (or 1 or 0), with weight `w`."""
-        self._learn(_row(x), _targets([y]), np.array([w], dtype=np.float64))
+    def learn_one(self, x: Features, y: Any, w: float = 1.0) -> None:
+        """Learn a row's label, True or False (or 1 or 0), or a regressor's number, with weight `w`."""
+        self._learn(_row(x), self._labels_of([y]), np.array([w], dtype=np.float64))
 
     def learn_many(self, X: pd.DataFrame, y: pd.Series, w: float | pd.Series = 1.0) -> None:
         """Learn the labels of a frame's rows, the first one first: to the bit what `learn_one` would."""
-        targets = _targets(y)
+        targets = self._labels_of(y)
         if len(targets) != len(X):
             raise ModelError(f"found {len(targets)} labels for {len(X)} rows, expected one for each")
         self._learn(_frame(X), targets, np.broadcast_to(np.asarray(w, dtype=np.float64), targets.shape).copy())
 
-    def predict_proba_one(self, x: Features, **kwargs: Any) -> dict[base.typing.ClfTarget, float]:
-        """Return the probabilities of False and True."""
-        p = float(self._predict(_row(x), 1)[0])
-        return {False: 1.0 - p, True: p}
-
-    def predict_proba_many(self, X: pd.DataFrame) -> pd.DataFrame:
-        """Return a frame of the probabilities of False and True, with the index of `X`."""
-        import pandas as pd
-
-        p = self._predict(_frame(X), len(X))
-        return pd.DataFrame({False: 1.0 - p, True: p}, index=X.index)
+    @abstractmethod
+    def _labels_of(self, y: Any) -> Floats:
+        """Labels as the model takes them."""
 
     def save(self) -> tuple[Arrays, dict[str, Any]]:
         """Return the state as arrays and JSON; `headrace.models.snapshot.dump` makes bytes of both."""
@@ -122,7 +116,54 @@ class ArrayClassifier(base.MiniBatchClassifier):
         return arranged
 
 
-class FtrlClassifier(ArrayClassifier):
+class ArrayClassifier(ArrayEstimator, base.MiniBatchClassifier):
+    """What the classifiers below have in common."""
+
+    def predict_proba_one(self, x: Features, **kwargs: Any) -> dict[base.typing.ClfTarget, float]:
+        """Return the probabilities of False and True."""
+        p = float(self._predict(_row(x), 1)[0])
+        return {False: 1.0 - p, True: p}
+
+    def predict_proba_many(self, X: pd.DataFrame) -> pd.DataFrame:
+        """Return a frame of the probabilities of False and True, with the index of `X`."""
+        import pandas as pd
+
+        p = self._predict(_frame(X), len(X))
+        return pd.DataFrame({False: 1.0 - p, True: p}, index=X.index)
+
+    def _labels_of(self, y: Any) -> Floats:
+        return _targets(y)
+
+
+class FtrlEstimator(ArrayEstimator):
+    """An FTRL model that takes in a feature at the first row that has a value for it."""
+
+    _model: Ftrl
+    _before: float  # what is predicted before there is any feature
+
+    def _learn(self, found: Columns, y: Floats, w: Floats) -> None:
+        """Learn rows; the model grows at the very row that brings a feature's first value, however rows come."""
+        first = {name: _first_known(found[name]) for name in sorted(found) if name not in self._reads}
+        for start, stop in pairwise(sorted({0, len(y), *first.values()})):
+            if new := {name: found[name][:0] for name, row in first.items() if row == start}:
+                self._model.widen(new)
+                self._reads |= {name: is_category(values) for name, values in new.items()}
+            rows = slice(start, stop)
+            if self._reads:
+                super()._learn(take(found, rows), y[rows], w[rows])
+            else:
+                self._labels += stop - start  # before the first value of all there is nothing to learn from
+
+    def _predict(self, found: Columns, n: int) -> Floats:
+        return super()._predict(found, n) if self._reads else np.full(n, self._before)
+
+    def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+        super().load(arrays, meta)
+        categories, numbers = self._model.columns
+        self._reads = dict.fromkeys(categories, True) | dict.fromkeys(numbers, False)
+
+
+class FtrlClassifier(FtrlEstimator, ArrayClassifier):
     """FTRL-Proximal logistic regression over categories and numbers as they are; no encoder or scaler is needed.
 
     Every value of a category has a weight, a number one on its standardised value and one for each quarter of a standard
@@ -156,7 +197,7 @@ class FtrlClassifier(ArrayClassifier):
     McMahan et al., "Ad Click Prediction: a View from the Trenches" (2013), section 3.1.
     """
 
-    _model: Ftrl
+    _before = 0.5
 
     def __init__(
         self,
@@ -175,26 +216,71 @@ class FtrlClassifier(ArrayClassifier):
         self.admit_after, self.expire_after, self.max_weights = admit_after, expire_after, max_weights
         self._begin(Ftrl(**self._get_params()))
 
-    def _learn(self, found: Columns, y: Floats, w: Floats) -> None:
-        """Learn rows; the model grows at the very row that brings a feature's first value, however rows come."""
-        first = {name: _first_known(found[name]) for name in sorted(found) if name not in self._reads}
-        for start, stop in pairwise(sorted({0, len(y), *first.values()})):
-            if new := {name: found[name][:0] for name, row in first.items() if row == start}:
-                self._model.widen(new)
-                self._reads |= {name: is_category(values) for name, values in new.items()}
-            rows = slice(start, stop)
-            if self._reads:
-                super()._learn(take(found, rows), y[rows], w[rows])
-            else:
-                self._labels += stop - start  # before the first value of all there is nothing to learn from
 
-    def _predict(self, found: Columns, n: int) -> Floats:
-        return super()._predict(found, n) if self._reads else np.full(n, 0.5)
+class FtrlRegressor(FtrlEstimator, base.MiniBatchRegressor):
+    """FTRL-Proximal linear regression over categories and numbers as they are; no encoder or scaler is needed.
 
-    def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
-        super().load(arrays, meta)
-        categories, numbers = self._model.columns
-        self._reads = dict.fromkeys(categories, True) | dict.fromkeys(numbers, False)
+    Labels are standardised by their running mean and mean absolute deviation, so that learning rates mean the same in any
+    unit; otherwise as `FtrlClassifier`.
+
+    Parameters
+    ----------
+    loss
+        "squared" settles at the mean, "absolute" at the median.
+    cap
+        The most that a label costs under squared loss, in squared units: it pulls no harder than that.
+    alpha, beta, l1, l2, bins, pairs, admit_after, expire_after, max_weights
+        As in `FtrlClassifier`.
+
+    Examples
+    --------
+    >>> from river import datasets, evaluate, metrics
+    >>> model = FtrlRegressor(loss="absolute")
+    >>> evaluate.progressive_val_score(datasets.TrumpApproval(), model, metrics.MAE())
+    MAE: 0.354651
+    """
+
+    _before = 0.0
+
+    def __init__(
+        self,
+        loss: Literal["absolute", "squared"] = "squared",
+        cap: float = math.inf,
+        alpha: float = 0.1,
+        beta: float = 1.0,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        bins: bool = True,
+        pairs: bool = False,
+        admit_after: int = 1,
+        expire_after: int | None = None,
+        max_weights: int = 1 << 22,
+    ) -> None:
+        self.loss, self.cap = loss, cap
+        self.alpha, self.beta, self.l1, self.l2 = alpha, beta, l1, l2
+        self.bins, self.pairs = bins, pairs
+        self.admit_after, self.expire_after, self.max_weights = admit_after, expire_after, max_weights
+        own = {name: value for name, value in self._get_params().items() if name not in ("loss", "cap")}
+        self._begin(Ftrl(**own, loss=Loss(loss, cap)))
+
+    def predict_one(self, x: Features) -> float:
+        """Return the number predicted; 0 before the first label."""
+        return float(self._predict(_row(x), 1)[0])
+
+    def predict_many(self, X: pd.DataFrame) -> pd.Series:
+        """Return a series of the numbers predicted, with the index of `X`."""
+        import pandas as pd
+
+        return pd.Series(self._predict(_frame(X), len(X)), index=X.index)
+
+    def _labels_of(self, y: Any) -> Floats:
+        try:
+            numbers = np.asarray(y, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"found labels that are no numbers ({error}), expected numbers") from error
+        if not bool((np.abs(numbers) <= LARGEST).all()):
+            raise ModelError(f"found a label that is not finite, or beyond {LARGEST:g}, expected numbers")
+        return numbers
 
 
 class LabelMeanClassifier(ArrayClassifier):
@@ -388,7 +474,7 @@ class TargetMean(base.SupervisedTransformer, base.Transformer):  # a pipeline's 
         return arrays, {"estimator": type(self).__name__, "clock": self._clock, "means": meta}
 
     def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
-        """Take over what a transformer with the same parameters saved; see `ArrayClassifier.load`."""
+        """Take over what a transformer with the same parameters saved; see `ArrayEstimator.load`."""
         _check_saved_by(self, meta)
         self._means.load(arrays, meta["means"])
         self._clock = meta["clock"]

@@ -1,9 +1,11 @@
-"""FTRL-Proximal logistic regression straight from columns: categories, numbers, missing values.
+"""FTRL-Proximal regression straight from columns: categories, numbers, missing values.
 
 McMahan et al., "Ad Click Prediction: a View from the Trenches" (2013), sections 3.1 and 4. Every value of a category has a
 weight of its own in a table without collisions; a number has a linear weight on its standardised value, and, with `bins`,
 one for each quarter of a standard deviation, as a category would. All of it is one compiled pass, exactly sequential: a
-range of the log gives the same bits however it is cut. A row's features are laid out side by side, so that their roots and
+range of the log gives the same bits however it is cut. Where labels are numbers the link is linear, on labels less their
+running mean over their running mean absolute deviation: learning rates then mean the same for minutes and for millions. A
+row's features are laid out side by side, so that their roots and
 divisions are worked out several at a time.
 """
 
@@ -16,11 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.definition.loss import LOG_LOSS, Loss
 from headrace.definition.recipes import Recipe
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.arithmetic import sigmoid
 from headrace.models.contract import Arrays, Clock, Floats, Rates, row_count, take
+from headrace.models.influence import LOGISTIC, pull, reach_of
 from headrace.models.table import KEY, LAST, OWN, Table, find, insert, must_grow
 from headrace.models.text import is_category, kernel, keys_of, mix64, seed_of
 
@@ -35,6 +39,13 @@ _BINS = 4.0  # to a standard deviation
 _OUTER = 20  # the last bin, in bins from the middle
 _PLACES = 2 * _OUTER + 2  # of each number: its bins, and its being missing
 _FIRST_BINS = 64.0  # labels after which numbers have bins; they are fitted again whenever that number doubles
+_REACH, _LABELS, _LEVEL, _SPREAD = (
+    0,
+    1,
+    2,
+    3,
+)  # of `_target`: see `pull`; labels, their mean and mean absolute deviation
+_WILD = 1000.0  # spreads: one absurd label must not stretch the scale
 _SAW, _AT, _NOW = 0, 1, 2  # of `_state`: sightings, the cell that ages next, the last label's clock
 _AGING = 8  # sightings after which one cell of the sketch is halved
 _SKETCH = 1 << 20
@@ -48,7 +59,9 @@ class Ftrl:
     """FTRL-Proximal over a row's categories and numbers.
 
     A feature of value x has z and n, and the weight w = 0 if |z| <= l1, else -(z - sgn(z) l1) / ((beta + sqrt(n)) / alpha +
-    l2). At a label: g = weight (p - y) x, z += g - (sqrt(n + g^2) - sqrt(n)) / alpha w, n += g^2.
+    l2). At a label: g = weight (p - y) x, z += g - (sqrt(n + g^2) - sqrt(n)) / alpha w, n += g^2. Where labels are numbers,
+    p = level + spread w.x and g = -weight pull(y - p) x, see `headrace.models.influence`; the label itself has moved level and
+    spread by then.
 
     Parameters
     ----------
@@ -65,6 +78,8 @@ class Ftrl:
     max_weights
         Weights of categories at most, 80 bytes each, up to twice that when it is no power of two; then those without a label
         for longest go.
+    loss
+        What is learned: log loss of a yes or no, or a number's absolute or capped squared error.
 
     Examples
     --------
@@ -90,6 +105,7 @@ class Ftrl:
         admit_after: int = 1,
         expire_after: int | None = None,
         max_weights: int = 1 << 22,
+        loss: Loss = LOG_LOSS,
     ) -> None:
         own: dict[str, Any] = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2, "admit_after": admit_after}
         own |= {"expire_after": expire_after, "max_weights": max_weights}
@@ -100,6 +116,7 @@ class Ftrl:
         self._table = Table(3, max_weights)
         self._sketch = np.zeros((2, _SKETCH if admit_after > 1 else 1), dtype=np.uint8)
         self._state = np.zeros(3, dtype=np.int64)
+        self._target = np.array([reach_of(loss), 0.0, 0.0, 0.0])
         self._layout: _Layout | None = None
 
     def prepare(self, X: Columns) -> Columns:
@@ -133,7 +150,7 @@ class Ftrl:
             at = _run(
                 at, order, events["keys"], events["numbers"], labels["keys"], labels["numbers"], row, y, weight, clock,
                 table.cells, table.floats, table.state, self._sketch, self._state, self._laid, self._bins, self._scale,
-                self._params, p,
+                self._params, self._target, p,
             )  # fmt: skip
             if at == len(order):
                 return p
@@ -155,14 +172,19 @@ class Ftrl:
     def uncertainty(self, X: Columns) -> Floats:
         """Return float64[n]: the sum over a row's features of |x| alpha / (beta + sqrt(n)), how much one label may move it.
 
-        McMahan et al. (2013), section 5; beta keeps it finite for features that were never seen.
+        McMahan et al. (2013), section 5; beta keeps it finite for features that were never seen. Where labels are numbers it
+        is in their unit.
         """
         out = np.empty(len(X["keys"]))
         table = self._table
         _uncertainty(
             X["keys"], X["numbers"], table.cells, table.floats, self._laid, self._bins, self._scale, self._params, out
         )
-        return out
+        return out * self._target[_SPREAD] if self._numeric else out
+
+    @property
+    def _numeric(self) -> bool:
+        return bool(self._target[_REACH] != LOGISTIC)
 
     def rates(self) -> list[Rates]:
         """Effective learning rates of each feature that has weights, alpha / (beta + sqrt(n)).
@@ -195,6 +217,8 @@ class Ftrl:
         arrays |= {name: getattr(self, f"_{name}").copy() for name in ("linear", "bins", "scale", "state")}
         if self._sketch.shape[1] > 1:
             arrays["sketch"] = self._sketch.copy()
+        if self._numeric:
+            arrays["target"] = self._target.copy()
         return arrays, {"columns": [list(self._layout.categories), list(self._layout.numbers)], "table": table}
 
     def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
@@ -214,6 +238,8 @@ class Ftrl:
         self._bins, self._scale, self._state = (arrays[name].copy() for name in ("bins", "scale", "state"))
         if "sketch" in arrays:
             self._sketch = arrays["sketch"].copy()
+        if self._numeric:
+            self._target = arrays["target"].copy()
 
     @property
     def columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -369,6 +395,31 @@ def _update_scale(raw: Any, scale: Any) -> None:
 
 
 @kernel
+def _update_target(y: Any, target: Any) -> None:
+    """Labels' running mean and mean absolute deviation from it."""
+    target[_LABELS] += 1.0
+    if target[_LABELS] == 1.0:
+        target[_LEVEL] = y
+        return
+    away, wild = y - target[_LEVEL], _WILD * target[_SPREAD]
+    if wild > 0.0:
+        away = min(max(away, -wild), wild)
+    target[_LEVEL] += away / target[_LABELS]
+    target[_SPREAD] += (abs(away) - target[_SPREAD]) / target[_LABELS]
+
+
+@kernel
+def _gradient(dot: Any, y: Any, target: Any) -> Any:
+    """Of the loss, at w.x = `dot`; 0 as long as all labels are the same number."""
+    if target[_REACH] == LOGISTIC:
+        return sigmoid(dot) - y
+    _update_target(y, target)
+    if target[_SPREAD] == 0.0:
+        return 0.0
+    return -pull(y - (target[_LEVEL] + target[_SPREAD] * dot), target[_SPREAD], target[_REACH])
+
+
+@kernel
 def _admitted(key: Any, sketch: Any, state: Any, wanted: Any) -> Any:
     """Count a sighting of a key without a weight; whether it may have one now.
 
@@ -444,7 +495,7 @@ def _dot(x: Any, w: Any) -> Any:
 def _run(
     at: Any, order: Any, e_keys: Any, e_numbers: Any, l_keys: Any, l_numbers: Any, l_row: Any, y: Any, weight: Any,
     clock: Any, cells: Any, floats: Any, counters: Any, sketch: Any, state: Any, laid: Any, bins: Any, scale: Any,
-    params: Any, p: Any,
+    params: Any, target: Any, p: Any,
 ) -> Any:  # fmt: skip
     """Entries from `at` on; returns where it stopped, before the end when the table must grow."""
     width, count = e_keys.shape[1], e_numbers.shape[1]
@@ -459,7 +510,8 @@ def _run(
             for j in range(count):
                 raw[j] = e_numbers[i, j]
             _lay(e_keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
-            p[i] = sigmoid(_dot(x, w))
+            dot = _dot(x, w)
+            p[i] = sigmoid(dot) if target[_REACH] == LOGISTIC else target[_LEVEL] + target[_SPREAD] * dot
             continue
         label = -1 - i
         i = l_row[label]
@@ -472,7 +524,7 @@ def _run(
             raw[j] = l_numbers[i, j]
         _update_scale(raw, scale)
         _lay(l_keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
-        g = weight[label] * (sigmoid(_dot(x, w)) - y[label])
+        g = weight[label] * _gradient(_dot(x, w), y[label], target)
         for j in range(w.shape[0]):
             z[j], root[j], w[j] = _learned(z[j], root[j], w[j], g * x[j], params)
         moved = False

@@ -1,9 +1,10 @@
-"""Leaves of frozen boosted trees, and hashed categories, as features of a logistic regression that learns online.
+"""Leaves of frozen boosted trees, and hashed categories, as features of a regression that learns online.
 
 He et al. (2014): the leaf that each tree puts a row in is a categorical feature. The trees' score is the fixed part of
 the logit and every weight starts at zero, so the model starts as good as its trees, owes nothing to labels they were
 trained on, and moves as labels come. Without the fixed part it starts there, too, and moves away from it. Weights follow
-FTRL-Proximal. The trees come as an artifact and are no part of the state.
+FTRL-Proximal. Where labels are numbers there is no logit: the link is linear, in units of the trees' held-out error. The
+trees come as an artifact and are no part of the state.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.definition.loss import LOG_LOSS, Loss
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models.arithmetic import sigmoid
 from headrace.models.boosting import Ensemble
 from headrace.models.contract import Arrays, Clock, Floats, row_count, take
+from headrace.models.influence import LOGISTIC, pull, reach_of
 from headrace.models.text import kernel, keys_of, seed_of
 
 LEAF_ALPHA = 0.001
@@ -40,11 +43,12 @@ _NONE, _NO_CLOCK = np.empty(0), np.empty(0, dtype=np.int64)
 
 
 class GbdtLr:
-    """Logistic regression on leaves and categories, on top of the trees' score or without it.
+    """Regression on leaves and categories, on top of the trees' score or without it.
 
     FTRL-Proximal (McMahan et al. 2013, section 3.1) without L1 and L2, beta = 1, features of value 1:
     w_i = -z_i alpha / (1 + sqrt(n_i)); at a label g = weight (p - y) with p of then,
-    z_i += g - (sqrt(n_i + g^2) - sqrt(n_i)) / alpha w_i, n_i += g^2.
+    z_i += g - (sqrt(n_i + g^2) - sqrt(n_i)) / alpha w_i, n_i += g^2. Where labels are numbers, p = score + noise sum w_i and
+    g = -weight pull(y - p), see `headrace.models.influence`.
 
     Parameters
     ----------
@@ -56,7 +60,9 @@ class GbdtLr:
         Size of the hash table.
     offset
         Whether the trees' score is a fixed part of the logit. If not, the leaves' weights start at the trees' own values,
-        which fade as labels come.
+        which fade as labels come; not where labels are numbers.
+    loss
+        What is learned.
     """
 
     memo_width = 0
@@ -68,8 +74,10 @@ class GbdtLr:
         category_alpha: float = CATEGORY_ALPHA,
         table_bits: int = TABLE_BITS,
         offset: bool = True,
+        loss: Loss = LOG_LOSS,
     ) -> None:
         self._ensemble = ensemble
+        self._link = np.array([reach_of(loss), 1.0 if ensemble.target is None else ensemble.target.noise])
         categories = ensemble.encoding.category_names  # a missing value adds nothing to the logit
         self._mask = np.uint64((1 << table_bits) - 1)
         self._leaves = ensemble.trees.leaves
@@ -119,7 +127,8 @@ class GbdtLr:
         p = np.empty(len(events["score"]))
         _run(
             order, events["score"], events["slots"], labels["score"], labels["slots"],
-            np.arange(len(y)) if row is None else row, y, weight, self._offset, self._alphas, self._weights, p,
+            np.arange(len(y)) if row is None else row, y, weight, self._offset, self._link, self._alphas,
+            self._weights, p,
         )  # fmt: skip
         return p
 
@@ -176,6 +185,11 @@ def _logit(slots: Any, i: Any, weights: Any) -> Any:
 
 
 @kernel
+def _predicted(score: Any, total: Any, link: Any) -> Any:
+    return sigmoid(score + total) if link[0] == LOGISTIC else score + link[1] * total
+
+
+@kernel
 def _work_out(weights: Any, alphas: Any) -> None:
     """Root and weight of every row, as `_run` leaves them."""
     for row in range(weights.shape[0]):
@@ -186,15 +200,16 @@ def _work_out(weights: Any, alphas: Any) -> None:
 @kernel
 def _run(
     order: Any, e_score: Any, e_slots: Any, l_score: Any, l_slots: Any, rows: Any, y: Any, weight: Any, offset: Any,
-    alphas: Any, weights: Any, p: Any,
+    link: Any, alphas: Any, weights: Any, p: Any,
 ) -> None:  # fmt: skip
     for i in order:
         if i >= 0:
-            p[i] = sigmoid(offset * e_score[i] + _logit(e_slots, i, weights))
+            p[i] = _predicted(offset * e_score[i], _logit(e_slots, i, weights), link)
             continue
         i = -1 - i
         at = rows[i]
-        g = weight[i] * (sigmoid(offset * l_score[at] + _logit(l_slots, at, weights)) - y[i])
+        q = _predicted(offset * l_score[at], _logit(l_slots, at, weights), link)
+        g = weight[i] * (q - y[i] if link[0] == LOGISTIC else -pull(y[i] - q, link[1], link[0]))
         for k in range(l_slots.shape[1]):
             row = l_slots[at, k]
             if row >= 0:

@@ -1,4 +1,4 @@
-"""Any river classifier behind the model contract, one row at a time.
+"""Any river classifier, or regressor, behind the model contract, one row at a time.
 
 A row becomes the dict that river expects: `str` for categories, `float` for numbers, nothing for a missing value.
 Guarantees that a range of the log gives the same predictions however it is cut. Its state is a pickle, signed and
@@ -102,11 +102,65 @@ class RiverModel:
         self._bind(unsign(arrays["pickle"].tobytes(), self._key, self._declared))
 
     def _bind(self, model: Any) -> None:
+        from river import base  # the pipeline has imported it by now
+
+        last = _last_step(model)
+        if isinstance(last, base.Regressor):
+            raise ModelError(
+                f"found {type(last).__name__}, a river regressor, expected a classifier: the stream's labels are a yes or no "
+                '(Label(task="regression", ...) is for numbers)'
+            )
         missing = [name for name in ("predict_proba_one", "learn_one") if not hasattr(model, name)]
         if missing:
             raise ModelError(f"found {type(model).__name__} without {', '.join(missing)}, expected a river classifier")
         self._model = model
         self._proba_one, self._learn_one = model.predict_proba_one, model.learn_one
+
+
+class RiverRegressor(RiverModel):
+    """A river regressor that follows the log of a stream whose labels are numbers; see `RiverModel`.
+
+    It minimises what the pipeline's own loss says, whatever the stream's verdicts stand on.
+
+    Examples
+    --------
+    >>> from river import linear_model
+    >>> model = RiverRegressor(linear_model.LinearRegression, key=bytes(16))
+    >>> model.predict(model.prepare({"wind": np.array([1.0])})).tolist()
+    [0.0]
+    """
+
+    def learn(self, X: Columns, y: Floats, memo: Floats, weight: Floats, clock: Clock) -> None:
+        """Learn n labels one after the other; a weight other than 1 needs a regressor that takes one."""
+        for row, label, w in zip(X[_ROW], y.tolist(), weight.tolist(), strict=True):
+            if w == 1.0:
+                self._learn_one(row, label)
+            else:
+                self._learn_one(row, label, w=w)
+
+    def predict(self, X: Columns) -> Floats:
+        """Return float64[n]; a regressor that has nothing to say yet says 0."""
+        answers = (self._predict_one(row) for row in X[_ROW])
+        return np.array([0.0 if answer is None else answer for answer in answers], dtype=np.float64)
+
+    def _bind(self, model: Any) -> None:
+        from river import base  # the pipeline has imported it by now
+
+        last = _last_step(model)
+        missing = [name for name in ("predict_one", "learn_one") if not hasattr(last, name)]
+        if missing or isinstance(last, base.Classifier):
+            raise ModelError(
+                f"found {type(last).__name__}, expected a river regressor: the stream's labels are numbers"
+            )
+        self._model = model
+        self._predict_one, self._learn_one = model.predict_one, model.learn_one
+
+
+def _last_step(model: Any) -> Any:
+    """What predicts at the end of a pipeline."""
+    while hasattr(model, "steps"):
+        model = list(model.steps.values())[-1]
+    return model
 
 
 def _plain(values: Text | NDArray[Any]) -> list[Any]:

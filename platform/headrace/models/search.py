@@ -33,13 +33,13 @@ class Searched:
     ----------
     params
         The best of those tried.
-    log_loss, usual
+    loss, usual
         Theirs on the validating rows, and that of the parameters that would have been used without a search.
     """
 
     trials: int
     params: Mapping[str, Any]
-    log_loss: float
+    loss: float
     usual: float
 
 
@@ -51,7 +51,7 @@ def search(
     Parameters
     ----------
     evaluate
-        Gives the log loss of some parameters.
+        Gives the loss of some parameters.
     usual
         What is used without a search.
     given

@@ -1,4 +1,4 @@
-"""Streaming target means: how often the label was positive lately, for each value of some keys and overall.
+"""Streaming target means: the mean of the latest labels, for each value of some keys and overall.
 
 One exactly sequential pass over log entries: an event reads the means as they stand at its clock, a label updates them
 at its own. Values therefore hold only labels that had arrived, and do not depend on how the log is cut into batches.
@@ -46,7 +46,8 @@ class TargetMeans:
     keys
         Names of the categories to follow.
     prior
-        Share of positive labels to start from, in (0, 1).
+        Share of positive labels to start from, in (0, 1). None where labels are numbers: the mean of all labels so far stands
+        in its place, 0 before the first.
     max_values
         Values that are remembered at most.
 
@@ -60,11 +61,12 @@ class TargetMeans:
     [0.5455, 0.5868]
     """
 
-    def __init__(self, keys: tuple[str, ...], prior: float, max_values: int = MAX_VALUES) -> None:
-        if not 0.0 < prior < 1.0:
+    def __init__(self, keys: tuple[str, ...], prior: float | None, max_values: int = MAX_VALUES) -> None:
+        if prior is not None and not 0.0 < prior < 1.0:
             raise ModelError(f"found prior {prior} for target means, expected a share between 0 and 1")
         self.keys = keys
-        self.prior = prior
+        # The mean that the overall one is drawn to, and how many labels it is of; fewer than none: it stays what it is.
+        self._level = np.array([0.0, 0.0] if prior is None else [prior, -1.0])
         self.columns = target_mean(*keys).names()
         self._seeds = [seed_of(f"target_mean {key}") for key in keys]
         # Of each value its sums of labels and of weights by half-life; the last label's time is the table's own column.
@@ -135,7 +137,7 @@ class TargetMeans:
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
 
     def _pass(self, at: int, event: int, *entries: Any) -> tuple[int, int]:
-        arguments = [at, event, *entries[:-1], *self._state(), self.prior, entries[-1]]
+        arguments = [at, event, *entries[:-1], *self._state(), self._level, entries[-1]]
         stopped: tuple[int, int] = _run(*arguments)
         return stopped
 
@@ -144,7 +146,7 @@ class TargetMeans:
         none = np.zeros(len(clock))
         out = np.empty((len(clock), len(self.columns)))
         events = np.zeros(len(clock), dtype=np.bool_)
-        _run(0, 0, values, events, none, none, clock, none, clock, *self._state(), self.prior, out)
+        _run(0, 0, values, events, none, none, clock, none, clock, *self._state(), self._level, out)
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
 
     def _state(self) -> tuple[Any, Any, Any, Any, Any]:
@@ -155,7 +157,13 @@ class TargetMeans:
         """Return the state as arrays and JSON; of the values it holds keys, not names."""
         arrays, table = self._table.save("means")
         arrays["overall"] = self._overall.copy()
-        return arrays, {"keys": list(self.keys), "prior": self.prior, "now": self._now, "table": table}
+        meta = {"keys": list(self.keys), "prior": self.prior, "now": self._now, "table": table}
+        return arrays, meta | ({} if self._level[1] < 0.0 else {"labels": float(self._level[1])})
+
+    @property
+    def prior(self) -> float:
+        """What the overall means are drawn to."""
+        return float(self._level[0])
 
     def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
         """Take over a state that `save` returned.
@@ -167,7 +175,7 @@ class TargetMeans:
         """
         if tuple(meta["keys"]) != self.keys:
             raise ModelError(f"found a state of target means over {meta['keys']}, expected {list(self.keys)}")
-        self.prior, self._now = float(meta["prior"]), int(meta["now"])
+        self._level, self._now = np.array([meta["prior"], meta.get("labels", -1.0)]), int(meta["now"])
         self._table.load("means", arrays, meta["table"])
         self._overall = arrays["overall"].copy()
 
@@ -188,7 +196,7 @@ def _run(
     state: Any,
     overall: Any,
     overall_floats: Any,
-    prior: Any,
+    level: Any,
     out: Any,
 ) -> Any:
     """Entries from `at` on; returns where it stopped, before the end when the table must grow."""
@@ -201,6 +209,9 @@ def _run(
             corrects = before[i] == before[i]
             if corrects:
                 decays(float(clock[i] - since[i]), old)
+            if level[1] >= 0.0:
+                level[1] += 0.0 if corrects else weight[i]
+                level[0] += weight[i] * (y[i] - (before[i] if corrects else level[0])) / max(level[1], weight[i])
             for k in range(-1, keys):
                 row, mine, sums = np.int64(0), overall, overall_floats
                 if k >= 0:
@@ -229,7 +240,7 @@ def _run(
             if known:
                 decays(float(clock[i] - np.int64(mine[row, LAST])), decay)
             for h in range(width):
-                towards = prior if k < 0 else out[event, h]
+                towards = level[0] if k < 0 else out[event, h]
                 out[event, (k + 1) * width + h] = towards
                 if known:
                     positive, total = sums[row, OWN + h] * decay[h], sums[row, OWN + width + h] * decay[h]

@@ -21,6 +21,7 @@ Ints = NDArray[np.int64]
 # LightGBM's decision_type: one bit each for "categorical" and "missing goes left", then two for the kind of missing.
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_ZERO, _MISSING_NAN = 1, 2
+_REGRESSIONS = ("huber", "regression_l1")
 _ZERO = 1e-35  # LightGBM's kZeroThreshold: smaller values count as zero
 
 
@@ -62,7 +63,7 @@ class Trees:
         -------
         (leaves, scores)
             int32[n, trees], numbered through all trees (tree k's own number plus `first_leaf[k]`); float64[n], the sum
-            of the leaves' values: the logit.
+            of the leaves' values: the logit, or the number predicted.
         """
         leaves = np.empty((len(matrix), self.count), dtype=np.int32)
         scores = np.zeros(len(matrix))
@@ -79,12 +80,16 @@ def parse(text: str) -> Trees:
     Raises
     ------
     ModelError
-        It is not the text of a binary classifier with constant leaves.
+        It is not the text of a binary classifier, or of a regression, with constant leaves.
     """
     header, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
     head = _fields(header)
-    if not head.get("objective", "").startswith("binary sigmoid:1") or head.get("num_tree_per_iteration") != "1":
-        raise ModelError(f"found boosted trees of objective {head.get('objective')!r}, expected 'binary sigmoid:1'")
+    objective = head.get("objective", "")
+    known = objective.startswith("binary sigmoid:1") or objective in _REGRESSIONS
+    if not known or head.get("num_tree_per_iteration") != "1":
+        raise ModelError(
+            f"found boosted trees of objective {objective!r}, expected 'binary sigmoid:1', {' or '.join(_REGRESSIONS)}"
+        )
     roots, first_leaf, first_set, set_bounds, nodes, leaf = [], [0], [0], [0], 0, 0
     parts: dict[str, list[NDArray[np.float64]]] = {
         name: [] for name in ("split_feature", "threshold", "decision_type", "left_child", "right_child", "leaf_value")

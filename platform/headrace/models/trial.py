@@ -57,14 +57,14 @@ def try_recipe(stream: Stream, recipe: Recipe, *, artifact: bytes | None = None,
         return f"Recipe {recipe.name!r} was built, not tried: no rows are known that satisfy all of the contract."
 
     def factory() -> Model:
-        return fresh(recipe, key=_KEY, artifact=artifact)
+        return fresh(recipe, key=_KEY, artifact=artifact, loss=stream.loss)
 
-    y = (np.arange(_ROWS) % 3 == 0).astype(np.float64)
+    y = _labels(stream)
     weighted = stream.label.on_late == "reweight"
     try:
         if weighted:
             _try_weights(factory, X, y)
-        check_model(factory, X, y, weighted=weighted, beyond=False)
+        check_model(factory, X, y, weighted=weighted, beyond=False, numbers=stream.loss.regression)
     except ModelError as error:
         raise ModelError(f"recipe {recipe.name!r}: {error}") from error
     except Exception as error:  # whatever a user's pipeline raises
@@ -75,6 +75,16 @@ def try_recipe(stream: Stream, recipe: Recipe, *, artifact: bytes | None = None,
             "expect.between, ...)"
         ) from error
     return f"Recipe {recipe.name!r} keeps the model contract on {_ROWS} rows."
+
+
+def _labels(stream: Stream) -> Floats:
+    """float64[_ROWS]: a third of them positive; numbers from end to end of what the contract allows, one end rarely."""
+    if not stream.loss.regression:
+        y: Floats = (np.arange(_ROWS) % 3 == 0).astype(np.float64)
+        return y
+    low, high = _bounds([e for e in stream.contract if e.kind == "label_between"])
+    share: Floats = (np.arange(_ROWS) * 7 % _ROWS) / (_ROWS - 1)
+    return low + (high - low) * share**3
 
 
 def _try_weights(factory: Callable[[], Model], X: Columns, y: Floats) -> None:
@@ -175,7 +185,7 @@ def _bounds(rules: Sequence[Expectation]) -> tuple[float, float]:
     >>> _bounds([expect.between("amount", 0.0)])
     (0.0, 1000000.0)
     """
-    between = [e.params for e in rules if e.kind == "between"]
+    between = [e.params for e in rules if e.kind in ("between", "label_between")]
     low = max((b["minimum"] for b in between if b["minimum"] is not None), default=None)
     high = min((b["maximum"] for b in between if b["maximum"] is not None), default=None)
     if low is None:

@@ -20,6 +20,7 @@ from psycopg2.extensions import connection as Connection
 from headrace.errors import SnapshotError
 from headrace.events import moment
 from headrace.flow.copybinary import packed_row
+from headrace.flow.losses import RegressionSums, Sums
 from headrace.flow.openevents import saved_seqs
 from headrace.flow.progressive import EpochScore
 from headrace.flow.scores import pack_histograms
@@ -144,14 +145,7 @@ def write_metrics(
             "epoch": epoch.epoch,
             "seq_first": epoch.seq_first,
             "seq_last": epoch.seq_last,
-            "labels": sums.n,
-            "positives": sums.n_pos,
-            "loss_sum": sums.loss_sum,
-            "loss_sq_sum": sums.loss_sq_sum,
-            "brier_sum": sums.brier_sum,
-            "p_sum": sums.p_sum,
-            "clips": sums.clips,
-            "histogram": Binary(pack_histograms(sums.histograms)),
+            **_sums(sums),
             "learned": score.learned,
             "unscored": score.unscored,
             "cpu_seconds": cost.cpu_seconds,
@@ -168,6 +162,19 @@ def write_metrics(
         for member in score.members:
             own = {**vars(member), "top_weights": list(member.top_weights)}
             db.run(conn, "add_member_metrics", {"stream": stream, "version": version, "epoch": epoch.epoch, **own})
+
+
+def _sums(sums: Sums) -> dict[str, Any]:
+    """Columns of an epoch's sums; those of the other task are NULL."""
+    own: dict[str, Any] = {name: getattr(sums, name) for name in ("loss_sum", "loss_sq_sum", "p_sum", "clips")}
+    own["labels"] = sums.n
+    numbers = ("abs_sum", "sq_sum", "y_sum", "y_sq_sum")
+    if isinstance(sums, RegressionSums):
+        nothing = dict.fromkeys(("positives", "brier_sum", "histogram"))
+        return own | nothing | {"loss_kind": sums.loss.kind} | {name: getattr(sums, name) for name in numbers}
+    histogram = Binary(pack_histograms(sums.histograms))
+    chances = {"positives": sums.n_pos, "brier_sum": sums.brier_sum, "histogram": histogram}
+    return own | chances | {"loss_kind": "log"} | dict.fromkeys(numbers)
 
 
 def open_seqs(checkpoint: Checkpoint) -> NDArray[np.int64]:

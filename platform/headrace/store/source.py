@@ -265,7 +265,8 @@ def _needed_kinds(stream: Stream) -> Iterator[tuple[str, str, str, str]]:
     remedy, constant = f"correct label.value, which is {label.value}", label.value.constant
     match label.value.operator:
         case "value":
-            yield stream.label_table, label.value.column, "a number or a boolean", remedy
+            wanted = "a number" if stream.loss.regression else "a number or a boolean"
+            yield stream.label_table, label.value.column, wanted, remedy
         case ">" | ">=" | "<" | "<=":
             yield stream.label_table, label.value.column, "a number", remedy
         case "==" | "!=":

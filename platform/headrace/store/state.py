@@ -112,10 +112,11 @@ def assemble(
 ) -> Live:
     """A version that has read nothing yet."""
     encoder = Encoder(stream)
-    model = fresh(recipe, key=key, artifact=None if artifact is None else artifact.tobytes())
-    means = TargetMeans(encoder.mean_keys, PRIOR) if recipe.target_means else None
+    model = fresh(recipe, key=key, artifact=None if artifact is None else artifact.tobytes(), loss=stream.loss)
+    prior = None if stream.loss.regression else PRIOR
+    means = TargetMeans(encoder.mean_keys, prior) if recipe.target_means else None
     late = stream.label.on_late
-    progressive = Progressive(model, encoder, means, stream.slices, version.first_seq, GENESIS, late)
+    progressive = Progressive(model, encoder, means, stream.slices, version.first_seq, GENESIS, late, stream.loss)
     return Live(version, progressive, artifact, 0, engine)
 
 

@@ -113,13 +113,18 @@ CREATE TABLE headrace.epoch_metrics (
     seq_first bigint NOT NULL,
     seq_last bigint NOT NULL,
     labels integer NOT NULL,
-    positives integer NOT NULL,
+    loss_kind text NOT NULL DEFAULT 'log' CHECK (loss_kind IN ('log', 'absolute', 'squared')),
     loss_sum double precision NOT NULL,
     loss_sq_sum double precision NOT NULL,
-    brier_sum double precision NOT NULL,
     p_sum double precision NOT NULL,
     clips integer NOT NULL,
-    histogram bytea NOT NULL,
+    positives integer,
+    brier_sum double precision,
+    histogram bytea,
+    abs_sum double precision,
+    sq_sum double precision,
+    y_sum double precision,
+    y_sq_sum double precision,
     learned integer NOT NULL,
     unscored integer NOT NULL,
     cpu_seconds double precision NOT NULL,
@@ -130,9 +135,13 @@ CREATE TABLE headrace.epoch_metrics (
     digest bytea NOT NULL,
     engine text NOT NULL,
     written_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (stream, version, epoch)
+    PRIMARY KEY (stream, version, epoch),
+    CHECK (CASE WHEN loss_kind = 'log' THEN num_nulls(positives, brier_sum, histogram) = 0 AND num_nonnulls(abs_sum, sq_sum, y_sum, y_sq_sum) = 0
+        ELSE num_nonnulls(positives, brier_sum, histogram) = 0 AND num_nulls(abs_sum, sq_sum, y_sum, y_sq_sum) = 0 END)
 );
 COMMENT ON TABLE headrace.epoch_metrics IS 'Mergeable sums of one version over one epoch, with the digest of its scores chained from the epoch before.';
+COMMENT ON COLUMN headrace.epoch_metrics.loss_kind IS 'What loss_sum adds up: log losses of a yes or no; absolute, or capped squared, errors of a number.';
+COMMENT ON COLUMN headrace.epoch_metrics.positives IS 'Of a yes or no, as brier_sum and histogram; abs_sum, sq_sum, y_sum and y_sq_sum are a number''s.';
 
 CREATE TABLE headrace.slice_metrics (
     stream text NOT NULL,
@@ -141,7 +150,8 @@ CREATE TABLE headrace.slice_metrics (
     slice text NOT NULL,
     value text NOT NULL,
     labels integer NOT NULL,
-    positives integer NOT NULL,
+    positives integer,
+    y_sum double precision,
     loss_sum double precision NOT NULL,
     p_sum double precision NOT NULL,
     PRIMARY KEY (stream, version, epoch, slice, value)
@@ -170,7 +180,7 @@ CREATE TABLE headrace.training_curves (
     PRIMARY KEY (stream, version, iteration),
     FOREIGN KEY (stream, version) REFERENCES headrace.versions
 );
-COMMENT ON TABLE headrace.training_curves IS 'Log loss after each boosting iteration of a bootstrap, on its training part and on its held-out end.';
+COMMENT ON TABLE headrace.training_curves IS 'Loss after each boosting iteration of a bootstrap, on its training part and on its held-out end.';
 
 CREATE TABLE headrace.serving_history (
     stream text NOT NULL,
