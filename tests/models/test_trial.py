@@ -178,4 +178,4 @@ def test_the_command_needs_no_database() -> None:
     )
     first, *others = done.stdout.splitlines()
     assert first == "Recipe 'river' keeps the model contract on 60 rows."
-    assert others == [f"Recipe {name!r} is tried once a bootstrap has trained it." for name in ("lightgbm", "gbdt_lr")]
+    assert others == [f"Recipe {name!r} is tried once a bootstrap has trained it." for name in ("gbdt_lr", "stack")]
