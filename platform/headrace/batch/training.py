@@ -7,7 +7,7 @@ The same window and recipe give the same bits, but for searches with a budget of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -128,12 +128,18 @@ def _trees(
 
 
 def _stack(recipe: Recipe, window: Window, cut: int, asked: NDArray[np.intp], threads: int) -> Fitted:
-    """A stack's walk-forward start."""
+    """A stack's walk-forward start.
+
+    A search sees the first half alone, so that no label of the second one chooses parameters of the trees that predict it.
+    """
     half = int(window.label_seq[len(window.label_seq) // 2])
-    first_trees, trained = (_train(recipe, window, upto, threads) for upto in (half, cut))
-    walk = window.walk()
+    first_trees = _train(recipe, window, half, threads)
+    searched = first_trees.searched
+    params = {name: value for name, value in recipe.params.items() if name != "search"}
+    settled = replace(recipe, params=params | ({} if searched is None else dict(searched.params)))
+    trained, walk = _train(settled, window, cut, threads), window.walk()
     model = walk_forward(recipe, walk, half, cut, first_trees, trained)
-    return _with_trees(model, trained, walk.p[asked], trained.searched, {"stack_seq": half + 1, "refit_seq": cut})
+    return _with_trees(model, trained, walk.p[asked], searched, {"stack_seq": half + 1, "refit_seq": cut})
 
 
 def _train(recipe: Recipe, window: Window, upto: int, threads: int, loss: Loss = LOG_LOSS) -> Trained:
