@@ -91,8 +91,8 @@ WHERE a.stream = %(stream)s AND a.version = %(champion)s AND b.version = %(chall
 ORDER BY epoch;
 
 -- add_curve: a training curve's point
-INSERT INTO headrace.training_curves (stream, version, iteration, loss_train, loss_heldout)
-VALUES (%(stream)s, %(version)s, %(iteration)s, %(loss_train)s, %(loss_heldout)s);
+INSERT INTO headrace.training_curves (stream, version, iteration, learning_rate, loss_train, loss_heldout)
+VALUES (%(stream)s, %(version)s, %(iteration)s, %(learning_rate)s, %(loss_train)s, %(loss_heldout)s);
 
 -- range_metrics: a version's sums over the epochs within a range of seq
 SELECT count(*), sum(labels), sum(loss_sum) FROM headrace.epoch_metrics

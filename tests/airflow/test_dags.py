@@ -95,7 +95,7 @@ def test_bootstrap_leads_from_checked_data_to_the_shadow(found: dict[str, Any]) 
         "catch_up": ["shadow"],
         "shadow": [],
     }
-    assert tasks["candidates"]["at_once"] == 1
+    assert tasks["candidates"]["at_once"] is None, "side by side"
     recipes = found["dags"]["flights__bootstrap"]["params"]["recipes"]
     assert recipes["items"]["enum"] == ["gbdt_lr", "stack"]
     assert recipes["examples"] == recipes["items"]["enum"], "without examples the form is a text field"

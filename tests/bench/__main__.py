@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("accuracy", "categories", "delays", "flights", "models", "rebuild", "window")
+NAMES = ("accuracy", "categories", "delays", "flights", "models", "passes", "rebuild", "window")
 
 
 def main() -> int:

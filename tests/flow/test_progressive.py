@@ -193,7 +193,7 @@ def make(small: Stream, recipe: Recipe, artifacts: Mapping[bool, bytes]) -> Any:
         version = Version(
             "small-1", 1, recipe.name, {}, first_seq, 1, "shadow", "test", "", None, None, datetime.now(UTC)
         )
-        artifact = np.frombuffer(artifacts[recipe.target_means], dtype=np.uint8) if recipe.bootstraps else None
+        artifact = np.frombuffer(artifacts[recipe.target_means], dtype=np.uint8) if recipe.has_trees else None
         stream = replace(small, label=replace(small.label, on_late=on_late))  # type: ignore[arg-type]
         live: Live = assemble(stream, version, recipe, artifact, b"k" * 32, ENGINE)
         return live.progressive

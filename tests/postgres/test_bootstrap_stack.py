@@ -14,6 +14,7 @@ from tests.postgres.test_erasure import KEY, learn
 from headrace.batch.bootstrap import Candidate, bootstrap
 from headrace.batch.rebuild import rebuild
 from headrace.definition import recipes
+from headrace.models import boosting
 from headrace.store import checkpoints, db, registry
 from headrace.store.state import ARTIFACT
 
@@ -80,3 +81,29 @@ def test_it_goes_on_and_is_rebuilt_to_the_bit(bootstrapped: Bootstrapped, origin
     of_members = {m: [r for r in rows if r[1] == m] for m in {r[1] for r in rows}}
     best = min(sum(r[2] * r[3] for r in mine) / sum(r[2] for r in mine) for mine in of_members.values())
     assert loss < 1.1 * best
+
+
+def test_its_search_runs_once_on_the_half_that_the_stack_does_not_follow(
+    registered: Registered, origin: SmallSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = boosting.search
+
+    def counted(evaluate: Any, *rest: Any) -> Any:
+        asked.append(1)
+        return real(evaluate, *rest)
+
+    monkeypatch.setattr(boosting, "search", counted)
+    origin.add(*origin.rows(0, 1500))
+    registered.import_history(origin)
+    recipe = recipes.stack(search=recipes.Search(trials=4), max_trees=20)
+    with closing(db.connect(registered.dsn, role="headrace_steer")) as conn:
+        made = bootstrap(conn, registered.stream, recipe, registered.columns, ENGINE, KEY)
+        base = checkpoints.last(conn, "small", made.version)
+    assert len(asked) == 1
+    found = made.heldout["search"]
+    assert found["trials"] == 4
+    assert base is not None
+    trees = boosting.Ensemble.parse(base.arrays[ARTIFACT].tobytes())
+    for name in ("num_leaves", "min_data_in_leaf"):
+        assert f"[{name}: {found['params'][name]}]" in trees.text, "trees of the whole window have what was found"

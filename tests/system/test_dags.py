@@ -67,8 +67,12 @@ stream = Stream(
     features=[category("sort", "place"), number("size")],
     contract=[expect.not_null("sort"), expect.in_set("sort", {"a", "b", "c", "d"}), expect.between("size", 0, 1000)],
     champion=recipes.river(numbers_only),
-    challengers=[recipes.gbdt_lr(target_means=False), recipes.lightgbm(target_means=False)],
-    policy=Policy(epoch_labels=50, epoch_time=timedelta(hours=12), challenger_slots=2),
+    challengers=[
+        recipes.gbdt_lr(target_means=False),
+        recipes.lightgbm(target_means=False),
+        recipes.ftrl(pairs=True, batch=recipes.Batch()),
+    ],
+    policy=Policy(epoch_labels=50, epoch_time=timedelta(hours=12), challenger_slots=3),
 )
 """
 TABLES = """
@@ -118,6 +122,18 @@ class Running:
     def log(self, dag_id: str, run_id: str, task_id: str) -> str:
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/1"
         return "\n".join(str(line) for line in self.client.get(path)["content"])
+
+    def processes(self, command: str) -> dict[int, list[str]]:
+        """Command lines of what runs for this platform, by pid."""
+        found = {}
+        for process in psutil.process_iter():
+            try:
+                words = process.cmdline()
+                if command in words and process.environ().get("HEADRACE_HOME") == str(self.stack.home):
+                    found[process.pid] = words
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        return found
 
     def page(self, token: str | None) -> tuple[int, str]:
         request = urllib.request.Request(f"{self.stack.url}/headrace/")
@@ -256,9 +272,16 @@ def test_bootstrap_then_a_scheduled_compare_promotes_and_a_rollback_undoes_it(ru
     versions = dict(running.query("SELECT version, status FROM headrace.versions ORDER BY number"))
     assert versions["visits-1"] == "champion"
     assert "shadow" in versions.values()
-    assert len(versions) == 3
-    made = running.query(f"SELECT count(*) FROM headrace.versions WHERE dag_run_id = '{run_id}'")
-    assert made == [(2,)]
+    assert len(versions) == 4
+    made = running.query(f"SELECT recipe FROM headrace.versions WHERE dag_run_id = '{run_id}' ORDER BY recipe")
+    assert made == [("ftrl",), ("gbdt_lr",), ("lightgbm",)]
+    tasks = client.task_instances("visits__bootstrap", run_id)
+    spans = [(task["start_date"], task["end_date"]) for task in tasks if task["task_id"] == "candidates"]
+    assert len(spans) == 3
+    assert max(start for start, _ in spans) < min(end for _, end in spans), "they are trained at the same time"
+    learners = running.processes("learn")
+    assert {words[-1] for words in learners.values()} == {v for v, status in versions.items() if status != "rejected"}
+    assert len(learners) >= 3, "each catches up in a process of its own"
     checks = running.query(f"SELECT count(*), bool_and(success) FROM metrics.quality WHERE dag_run_id = '{run_id}'")
     assert checks[0][0] >= 3
     assert checks[0][1]
@@ -301,18 +324,8 @@ def test_a_task_that_is_killed_takes_its_command_along(running: Running) -> None
     client = running.client
     client.unpause("visits__quality")  # Great Expectations takes its time: enough to be killed in
 
-    def commands() -> list[int]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if "quality" in process.cmdline() and process.environ().get("HEADRACE_HOME") == str(running.stack.home):
-                    found.append(process.pid)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return found
-
-    assert within(60, commands)
+    assert within(60, lambda: running.processes("quality"))
     run_id = client.dag_runs("visits__quality")[0]["dag_run_id"]
     client.patch(f"/api/v2/dags/visits__quality/dagRuns/{run_id}", {"state": "failed"})
-    assert within(60, lambda: not commands())
+    assert within(60, lambda: not running.processes("quality"))
     assert running.query(f"SELECT count(*) FROM metrics.quality WHERE dag_run_id = '{run_id}'") == [(0,)]

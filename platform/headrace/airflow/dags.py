@@ -139,8 +139,6 @@ def _bootstrap(stream: Stream) -> DAG:
             words=["bootstrap", stream.name, "--seq-last", _result(checked, "seq_last"), RUN_ID],
             conn_id=stream.source.conn_id,
             map_index_template="{{ task.more[-1] }}",
-            # One training takes every core it is given: side by side they are no faster, and need twice the memory.
-            max_active_tis_per_dagrun=1,
             execution_timeout=timedelta(hours=2),
         ).expand(more=chosen)
         admit = HeadraceCommand(

@@ -89,8 +89,8 @@ Turns the form's recipes into one mapped task each.
 
 TASK_CANDIDATES = """
 Trains one recipe in a child process: split by time, the last part held out, early stopping, then a refit on the whole
-window. Registers the result as a candidate, with its training curves in `headrace.training_curves`. One at a time, since
-a training uses every core it is given.
+window. Registers the result as a candidate, with its training curve in `metrics.training_curves`. Recipes are trained side
+by side, each on one core: as many as Airflow runs tasks at a time.
 """
 
 TASK_ADMIT = """

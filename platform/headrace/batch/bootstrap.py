@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 
-from headrace.batch.walk_forward import Walk, walk_forward
-from headrace.definition.loss import LOG_LOSS, Loss
+from headrace.batch.training import Fitted, Window, fit
+from headrace.definition.loss import Loss
 from headrace.definition.recipes import Recipe
 from headrace.definition.stream import Stream
 from headrace.errors import BatchError
@@ -29,9 +29,7 @@ from headrace.flow.features import Encoder
 from headrace.flow.losses import losses_of
 from headrace.flow.progressive import Progressive
 from headrace.flow.scores import GENESIS
-from headrace.models.boosting import Trained
-from headrace.models.build import fresh, train
-from headrace.models.contract import Arrays, Clock, Floats, Model, row_count, take
+from headrace.models.contract import Arrays, Clock, Floats, row_count
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import is_category, keys_of
 from headrace.models.trial import try_recipe
@@ -49,29 +47,13 @@ class Candidate:
     version: str
     recipe: str
     first_seq: int
-    trees: int
+    iterations: int  # trees, or passes over the window
     heldout: Mapping[
         str, Any
     ]  # loss, loss_kind, champion_loss (None before it scored there), labels, epoch_first, epoch_last
     passes: bool
     sentence: str
     seconds: float
-
-
-@dataclass(frozen=True)
-class Window:
-    """A range of the log as training data: events in log order, and their labels."""
-
-    X: dict[str, NDArray[Any]]
-    event_seq: NDArray[np.int64]
-    event_clock: NDArray[np.int64]
-    label_row: NDArray[np.int64]  # row of the event that each label answers, in log order of the labels
-    label_seq: NDArray[np.int64]
-    label_clock: NDArray[np.int64]
-    y: Floats
-    means: TargetMeans | None  # as they stand at the window's end
-    open_seq: NDArray[np.int64]  # events that wait for their label at the window's end
-    open_means: Floats | None
 
 
 class _Collector:
@@ -231,12 +213,12 @@ def bootstrap(
     conn.commit()
     with log.kept_whole(conn, stream.name):
         window = collect(conn, stream, columns, recipe, cut)
-        trained, model, heldout = _fit(conn, stream, recipe, key, window, cut, threads)
-        artifact = np.frombuffer(trained.ensemble.dump(), dtype=np.uint8)
-        try_recipe(stream, recipe, artifact=artifact.tobytes())
+        fitted, heldout = _fit(conn, stream, recipe, key, window, cut, threads)
+        artifact = fitted.artifact
+        try_recipe(stream, recipe, artifact=None if artifact is None else artifact.tobytes())
         late = stream.label.on_late
         progressive = Progressive(
-            model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late, stream.loss
+            fitted.model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late, stream.loss
         )
         opened = log.recall(conn, stream.name, columns, window.open_seq).events
         clock = window.event_clock[np.searchsorted(window.event_seq, window.open_seq)]
@@ -255,22 +237,17 @@ def bootstrap(
             )
             live = Live(registry.version(conn, stream.name, version), progressive, artifact, 0, engine)
             checkpoints.write(conn, stream.name, version, live.checkpoint(epoch))
-            curves = zip(trained.curve_train, trained.curve_valid, strict=True)
-            for iteration, (loss_train, loss_heldout) in enumerate(curves, start=1):
-                point = {"iteration": iteration, "loss_train": float(loss_train), "loss_heldout": float(loss_heldout)}
-                db.run(conn, "add_curve", {"stream": stream.name, "version": version, **point})
-    passes, sentence = judge(version, heldout)
-    return Candidate(
-        version, recipe.name, cut + 1, trained.best_trees, heldout, passes, sentence, time.monotonic() - began
-    )
+            for point in fitted.curve:
+                db.run(conn, "add_curve", {"stream": stream.name, "version": version, **vars(point)})
+    good, sentence = judge(version, heldout)
+    return Candidate(version, recipe.name, cut + 1, fitted.best, heldout, good, sentence, time.monotonic() - began)
 
 
 def _fit(
     conn: Connection, stream: Stream, recipe: Recipe, key: bytes, window: Window, cut: int, threads: int
-) -> tuple[Trained, Model, dict[str, Any]]:
+) -> tuple[Fitted, dict[str, Any]]:
     """Train on the window; score what was held out, over whole epochs, as the champion did."""
-    trained, rows = _train(recipe, window, cut, threads, stream.loss)
-    first = int(window.event_seq[rows[trained.valid_from]])
+    first = window.held_out(stream.loss)
     epochs = db.rows(conn, "range_epochs", {"stream": stream.name, "first": first, "last": cut})
     if not epochs:
         raise BatchError(
@@ -278,48 +255,17 @@ def _fit(
         )
     # Labels from the first held-out event on: none of them was known when the first part ended.
     judged = (window.label_seq >= epochs[0][1]) & (window.label_seq <= epochs[-1][2])
-    asked = window.label_row[judged]
-    heldout: dict[str, Any] = {"epoch_first": epochs[0][0], "epoch_last": epochs[-1][0]}
-    if trained.searched is not None:
-        heldout["search"] = vars(trained.searched)
-    if recipe.kind == "stack":
-        model, p, half = _walk(recipe, window, cut, trained, threads)
-        p = p[asked]
-        heldout |= {"stack_seq": half + 1, "refit_seq": cut}
-    else:
-        model = fresh(recipe, key=key, artifact=trained.ensemble.dump(), loss=stream.loss)
-        first_part = fresh(recipe, key=key, artifact=trained.held_out.dump(), loss=stream.loss)
-        p = first_part.predict(first_part.prepare(take(window.X, asked)))
-    losses = losses_of(stream.loss, window.y[judged], p)
-    heldout |= {
+    fitted = fit(recipe, key, window, first, cut, judged, threads, stream.loss)
+    losses = losses_of(stream.loss, window.y[judged], fitted.p)
+    return fitted, {
+        "epoch_first": epochs[0][0],
+        "epoch_last": epochs[-1][0],
+        **fitted.found,
         "loss": float(losses.mean()),
         "loss_kind": stream.loss.kind,
         "labels": len(losses),
         "champion_loss": champion_loss(conn, stream.name, epochs[0][1], epochs[-1][2]),
     }
-    return trained, model, heldout
-
-
-def _train(
-    recipe: Recipe, window: Window, upto: int, threads: int, loss: Loss = LOG_LOSS
-) -> tuple[Trained, NDArray[np.int64]]:
-    """Trees of the labels up to a seq, and the training rows in order of their events."""
-    known = np.flatnonzero(window.label_seq <= upto)
-    order = known[np.argsort(window.label_row[known], kind="stable")]
-    rows = window.label_row[order]
-    clocks = window.event_clock[rows], window.label_clock[order]
-    return train(recipe, take(window.X, rows), window.y[order], *clocks, loss=loss, threads=threads), rows
-
-
-def _walk(recipe: Recipe, window: Window, cut: int, trained: Trained, threads: int) -> tuple[Model, Floats, int]:
-    """A stack's start: the model at the window's end, its predictions on the way, and the seq after which it started."""
-    half = int(window.label_seq[len(window.label_seq) // 2])
-    waits = np.isin(window.event_seq, window.open_seq)
-    waits[window.label_row] = True
-    labels = (window.label_row, window.label_seq, window.label_clock, window.y)
-    walk = Walk(window.X, window.event_seq, waits, *labels)
-    model = walk_forward(recipe, walk, half, cut, _train(recipe, window, half, threads)[0], trained)
-    return model, walk.p, half
 
 
 def champion_loss(conn: Connection, stream: str, first: int, last: int) -> float | None:

@@ -64,16 +64,20 @@ class Walk:
         self.p = np.full(len(event_seq), np.nan)
         self.memo: Floats = np.empty((len(event_seq), 0))
 
-    def adopt(self, stack: Stack, after: int) -> None:
-        """Let a stack judge the events that wait after a seq, so that their labels teach it as others do.
+    def adopt(self, model: Model, after: int) -> None:
+        """Let a model predict the events that wait after a seq; a stack judges them, so that their labels teach it as others do.
 
         Where labels that mean no come later than those that mean yes, it would learn from nothing but a yes at first.
         """
-        self.memo = np.full((len(self.p), stack.memo_width), np.nan)
+        self.memo = np.full((len(self.p), model.memo_width), np.nan)
         waiting = np.flatnonzero((self._event_seq <= after) & (self._answered > after))
         for begin in range(0, len(waiting), _PIECE):
             rows = waiting[begin : begin + _PIECE]
-            self.p[rows], self.memo[rows] = stack.judge(stack.prepare(take(self._X, rows)))
+            prepared = model.prepare(take(self._X, rows))
+            if isinstance(model, Stack):
+                self.p[rows], self.memo[rows] = model.judge(prepared)
+            else:
+                self.p[rows] = model.predict(prepared)
 
     def go(self, model: Model, first: int, last: int, *, started: bool = True) -> None:
         """Follow the entries with seq from `first` to `last`.
@@ -122,7 +126,7 @@ def walk_forward(recipe: Recipe, walk: Walk, half: int, last: int, first_trees: 
         Seqs: the trees' first training ends, and the stack starts, after `half`; the window ends at `last`.
     """
     started, refitted = build.stack(recipe, first_trees.ensemble), build.stack(recipe, trees.ensemble)
-    if not all(member.bootstraps for member in recipe.members):
+    if not all(member.has_trees for member in recipe.members):
         waiting = build.stack(recipe, None)
         walk.go(waiting, 0, half, started=False)
         started.take_over(waiting, stackers=False)

@@ -285,7 +285,7 @@ def run_try(settings: Settings, arguments: argparse.Namespace) -> int:
 
     stream = stream_of(settings, arguments.stream)
     for recipe in stream.recipes():
-        if recipe.bootstraps:
+        if recipe.has_trees:
             print(f"Recipe {recipe.name!r} is tried once a bootstrap has trained it.")
         else:
             print(try_recipe(stream, recipe))

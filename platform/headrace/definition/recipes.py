@@ -34,6 +34,12 @@ _FTRL: _Rules = {
     "expire_after": (lambda v: v is None or v > 0, "a positive time, or None"),
     "max_weights": (lambda v: v >= 1, "at least 1"),
 }
+_PASSES: _Rules = {
+    "passes": (lambda v: v >= 1, "at least 1"),
+    "decay": (lambda v: 0 < v <= 1, "above 0, at most 1"),
+    "patience": (lambda v: v >= 1, "at least 1"),
+    "seed": (lambda v: v >= 0, "0 or more"),
+}
 _GBDT_LR: _Rules = {
     "leaf_alpha": (lambda v: v > 0, "a positive number"),
     "category_alpha": (lambda v: v > 0, "a positive number"),
@@ -59,8 +65,12 @@ class Recipe:
     members: tuple[Recipe, ...] = ()  # stack: what it combines
 
     @property
+    def has_trees(self) -> bool:
+        return self.kind in TREES or any(member.has_trees for member in self.members)
+
+    @property
     def bootstraps(self) -> bool:
-        return self.kind in TREES or any(member.bootstraps for member in self.members)
+        return self.has_trees or "batch" in self.params
 
     def mistakes(self, loss: Loss = LOG_LOSS) -> list[str]:
         """What is wrong with its parameters in a stream with this loss, a part of a sentence each.
@@ -68,9 +78,7 @@ class Recipe:
         >>> Recipe("ftrl", "ftrl", False, {"alpha": 0.0, "l1": 1.0}).mistakes()
         ['found alpha=0.0, expected a positive number']
         """
-        rules = _RULES.get(self.kind, {})
-        given = [(name, self.params[name], fine, says) for name, (fine, says) in rules.items() if name in self.params]
-        found = [f"found {name}={value}, expected {says}" for name, value, fine, says in given if not fine(value)]
+        found = _broken(_RULES.get(self.kind, {}), self.params) + _broken(_PASSES, self.params.get("batch", {}))
         if "search" in self.params and not _is_budget(**self.params["search"]):
             found.append(f"found search={self.params['search']}, expected at least one trial, or seconds above 0")
         if loss.regression and self.kind == "stack":
@@ -91,6 +99,11 @@ class Recipe:
         }
 
 
+def _broken(rules: _Rules, params: dict[str, Any]) -> list[str]:
+    given = [(name, params[name], fine, says) for name, (fine, says) in rules.items() if name in params]
+    return [f"found {name}={value}, expected {says}" for name, value, fine, says in given if not fine(value)]
+
+
 def _is_budget(trials: int | None, seconds: float | None) -> bool:
     some = trials is not None or seconds is not None
     return some and (trials is None or trials >= 1) and (seconds is None or seconds > 0)
@@ -102,7 +115,7 @@ def _of_members(stack: Recipe) -> Iterator[str]:
     for name, count in Counter(member.name for member in stack.members).items():
         if count > 1:
             yield f"{count} members are named {name!r}; give each a name of its own with name=..."
-    if not stack.bootstraps and (trees := [name for name in stack.params if name not in ONLINE["stack"]]):
+    if not stack.has_trees and (trees := [name for name in stack.params if name not in ONLINE["stack"]]):
         yield f"found {', '.join(trees)} for trees, expected a member that has trees: lightgbm or gbdt_lr"
     if len({member.params.get("table_bits") for member in stack.members if member.kind == "gbdt_lr"}) > 1:
         yield "members of kind gbdt_lr differ in table_bits, expected the same for all: they share their columns"
@@ -113,6 +126,11 @@ def _of_members(stack: Recipe) -> Iterator[str]:
             yield (
                 f"member {member.name!r} sets {', '.join(trees)}, but the trees are trained once for all members; "
                 "give it to stack(...)"
+            )
+        if "batch" in member.params:
+            yield (
+                f"member {member.name!r} sets batch, but a stack's members start with it, by replay: leave it out, or run the "
+                "recipe as a challenger of its own"
             )
         yield from (f"member {member.name!r}: {mistake}" for mistake in member.mistakes())
 
@@ -132,6 +150,28 @@ def river(build: Callable[[], Any], *, name: str = "river", target_means: bool =
     return Recipe("river", name, target_means, {}, build)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Batch training: passes over a window of the log (others call them epochs) before a model goes online.
+
+    Parameters
+    ----------
+    passes
+        At most; the last one follows the log, those before it are shuffled. One is a replay.
+    decay
+        The learning rate of a shuffled pass over that of the one before; the last pass has the recipe's own.
+    patience
+        Passes without a better loss on the window's held-out end after which there are no more.
+    seed
+        Of the shuffling: the same window gives the same model.
+    """
+
+    passes: int = 8
+    decay: float = 0.7
+    patience: int = 2
+    seed: int = 0
+
+
 def ftrl(
     *,
     name: str = "ftrl",
@@ -145,6 +185,7 @@ def ftrl(
     admit_after: int = 1,
     expire_after: timedelta | None = None,
     max_weights: int = 1 << 22,
+    batch: Batch | None = None,
 ) -> Recipe:
     """FTRL-Proximal regression (McMahan et al. 2013), learning from the first event on, a hundredth of river's cost.
 
@@ -165,10 +206,14 @@ def ftrl(
     max_weights
         Weights of categories at most, 80 bytes each, up to twice that when it is no power of two; then those without a label
         for longest go.
+    batch
+        Start with batch training at a bootstrap, and learn online from where its window ends.
     """
     expires = None if expire_after is None else expire_after // timedelta(microseconds=1)
-    own = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2, "bins": bins, "pairs": pairs, "admit_after": admit_after}
-    return Recipe("ftrl", name, target_means, {**own, "expire_after": expires, "max_weights": max_weights})
+    own: dict[str, Any] = {"alpha": alpha, "beta": beta, "l1": l1, "l2": l2}
+    own |= {"bins": bins, "pairs": pairs, "admit_after": admit_after}
+    own |= {"expire_after": expires, "max_weights": max_weights}
+    return Recipe("ftrl", name, target_means, own if batch is None else {**own, "batch": vars(batch)})
 
 
 @dataclass(frozen=True)

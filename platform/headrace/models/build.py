@@ -35,14 +35,14 @@ def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None, loss: Lo
     key
         Signs the states of river models; others ignore it.
     artifact
-        `Ensemble.dump()` of the version's bootstrap, for recipes that bootstrap.
+        `Ensemble.dump()` of the version's bootstrap, for recipes with trees.
     loss
         The stream's: it says whether labels are numbers.
 
     Raises
     ------
     ModelError
-        The recipe bootstraps and there is no artifact, or one of the other task.
+        The recipe has trees and there is no artifact, or one of the other task.
     """
     if recipe.kind == "river":
         from headrace.models.river_pipeline import RiverModel, RiverRegressor
@@ -53,7 +53,7 @@ def fresh(recipe: Recipe, *, key: bytes, artifact: bytes | None = None, loss: Lo
     if recipe.kind == "ftrl":
         from headrace.models.ftrl import Ftrl
 
-        return Ftrl(**recipe.params, loss=loss)
+        return Ftrl(**{name: value for name, value in recipe.params.items() if name != "batch"}, loss=loss)
     if recipe.kind == "label_mean":
         from headrace.models.label_mean import LabelMean
 
@@ -124,17 +124,14 @@ def train(
     label_time: NDArray[np.int64],
     *,
     loss: Loss = LOG_LOSS,
-    valid_fraction: float = 0.2,
     threads: int = 1,
 ) -> Trained:
-    """Train the trees of a recipe that bootstraps; see `headrace.models.boosting.train`."""
+    """Train the trees of a recipe; see `headrace.models.boosting.train`."""
     from headrace.models import boosting
 
     own = _own(recipe)
     params = {name: value for name, value in recipe.params.items() if name not in own}
-    return boosting.train(
-        X, y, event_time, label_time, params, loss=loss, valid_fraction=valid_fraction, threads=threads
-    )
+    return boosting.train(X, y, event_time, label_time, params, loss=loss, threads=threads)
 
 
 def _own(recipe: Recipe) -> dict[str, Any]:

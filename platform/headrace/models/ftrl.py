@@ -12,7 +12,8 @@ divisions are worked out several at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ _REACH, _LABELS, _LEVEL, _SPREAD = (
     3,
 )  # of `_target`: see `pull`; labels, their mean and mean absolute deviation
 _WILD = 1000.0  # spreads: one absurd label must not stretch the scale
+_EXPIRES, _STANDS = 6, 7  # of `_params`: microseconds; whether scales stand still
 _SAW, _AT, _NOW = 0, 1, 2  # of `_state`: sightings, the cell that ages next, the last label's clock
 _AGING = 8  # sightings after which one cell of the sketch is halved
 _SKETCH = 1 << 20
@@ -111,7 +113,9 @@ class Ftrl:
         own |= {"expire_after": expire_after, "max_weights": max_weights}
         if mistakes := Recipe("ftrl", "ftrl", False, own).mistakes():
             raise ModelError(f"FTRL: {'; '.join(mistakes)}")
-        self._params = np.array([1.0 / alpha, beta, l1, l2, float(bins), float(admit_after), float(expire_after or 0)])
+        self._params = np.array(
+            [1.0 / alpha, beta, l1, l2, float(bins), float(admit_after), float(expire_after or 0), 0.0]
+        )
         self._pairs = pairs
         self._table = Table(3, max_weights)
         self._sketch = np.zeros((2, _SKETCH if admit_after > 1 else 1), dtype=np.uint8)
@@ -168,6 +172,47 @@ class Ftrl:
     def predict(self, X: Columns) -> Floats:
         """Return float64[n] and change nothing."""
         return self.run(np.arange(len(X["keys"])), X, take(X, slice(0, 0)), _NONE, _NONE, _NO_CLOCK)
+
+    def scale_by(self, X: Columns, y: Floats) -> None:
+        """Scale numbers, and labels that are numbers, by n prepared rows as well, in their order; nothing else is learned."""
+        if X["numbers"].shape[1]:
+            _update_scales(X["numbers"], self._scale)
+        if self._numeric:
+            _update_targets(y, self._target)
+
+    @contextmanager
+    def again(self, rate: float, *, ordered: bool) -> Iterator[None]:
+        """While it lasts, labels are learned that were, or will be, learned more than once: a pass of batch training.
+
+        Numbers and labels are scaled as they are, which `scale_by` has seen to. alpha is `rate` times what it was; for no
+        weight to jump, z becomes z - w (beta + sqrt(n)) (1 / alpha' - 1 / alpha), which gives the same w with the new alpha,
+        and goes back in the same way. n stays: what was learned twice is known twice as well.
+
+        Parameters
+        ----------
+        ordered
+            Whether labels come in the log's order. If not, no weight expires and no sighting counts on.
+        """
+        params, sketch, state = self._params.copy(), self._sketch.copy(), self._state.copy()
+        self._params[_STANDS] = 1.0
+        self._turn(params[0] / rate)
+        if not ordered:
+            self._params[_EXPIRES] = 0.0
+        try:
+            yield
+        finally:
+            self._turn(params[0])
+            self._params[:] = params
+            if not ordered:
+                self._sketch, self._state = sketch, state
+
+    def _turn(self, in_alpha: float) -> None:
+        """Go on with another 1 / alpha and the same weights."""
+        more = in_alpha - self._params[0]
+        if more:
+            for part in (self._table.floats[:, OWN:], self._bins, self._linear.T):
+                part[:, _Z] -= part[:, _W] * (self._params[1] + part[:, _ROOT]) * more
+        self._params[0] = in_alpha
 
     def uncertainty(self, X: Columns) -> Floats:
         """Return float64[n]: the sum over a row's features of |x| alpha / (beta + sqrt(n)), how much one label may move it.
@@ -409,14 +454,30 @@ def _update_target(y: Any, target: Any) -> None:
 
 
 @kernel
-def _gradient(dot: Any, y: Any, target: Any) -> Any:
+def _update_targets(y: Any, target: Any) -> None:
+    for label in y:
+        _update_target(label, target)
+
+
+@kernel
+def _gradient(dot: Any, y: Any, target: Any, stands: Any) -> Any:
     """Of the loss, at w.x = `dot`; 0 as long as all labels are the same number."""
     if target[_REACH] == LOGISTIC:
         return sigmoid(dot) - y
-    _update_target(y, target)
+    if not stands:
+        _update_target(y, target)
     if target[_SPREAD] == 0.0:
         return 0.0
     return -pull(y - (target[_LEVEL] + target[_SPREAD] * dot), target[_SPREAD], target[_REACH])
+
+
+@kernel
+def _update_scales(numbers: Any, scale: Any) -> None:
+    raw = np.full(scale.shape[1], np.nan)
+    for i in range(numbers.shape[0]):
+        for j in range(numbers.shape[1]):
+            raw[j] = numbers[i, j]
+        _update_scale(raw, scale)
 
 
 @kernel
@@ -502,7 +563,7 @@ def _run(
     z, root, w = laid[_Z], laid[_ROOT], laid[_W]
     rows, x = np.empty(width + count, dtype=np.int64), np.zeros(w.shape[0])
     raw = np.full(scale.shape[1], np.nan)
-    expires = np.int64(params[6])
+    expires, stands = np.int64(params[_EXPIRES]), params[_STANDS] > 0.0
     for at_entry in range(at, order.shape[0]):
         i = order[at_entry]
         if i >= 0:
@@ -522,9 +583,10 @@ def _run(
         oldest = now - expires if expires else np.int64(_NEVER)
         for j in range(count):
             raw[j] = l_numbers[i, j]
-        _update_scale(raw, scale)
+        if not stands:
+            _update_scale(raw, scale)
         _lay(l_keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
-        g = weight[label] * _gradient(_dot(x, w), y[label], target)
+        g = weight[label] * _gradient(_dot(x, w), y[label], target, stands)
         for j in range(w.shape[0]):
             z[j], root[j], w[j] = _learned(z[j], root[j], w[j], g * x[j], params)
         moved = False

@@ -92,7 +92,7 @@ def entrants(own: Sequence[Recipe] = (), keys: Sequence[str] = ()) -> list[Entra
 def _family(recipe: Recipe) -> Family:
     if recipe.kind == "lightgbm":
         return "batch"
-    return "hybrid" if recipe.bootstraps else "online"
+    return "hybrid" if recipe.has_trees else "online"
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,9 @@ class Walker:
         self._past, self._recipe = past, entrant.recipe
         self._trees = {t.entry: t for t in (trainings if entrant.retrains else trainings[:2])}
         self._starts = trainings[0].entry
-        self.X = past.features(entrant.recipe.target_means or entrant.recipe.bootstraps)  # all share the trees
+        self.X = past.features(entrant.recipe.target_means or entrant.recipe.has_trees)  # all share the trees
         self.model: Model | None = None
-        if not all(part.bootstraps for part in entrant.recipe.members or (entrant.recipe,)):
+        if not all(part.has_trees for part in entrant.recipe.members or (entrant.recipe,)):
             self.model = fresh(entrant.recipe, key=_KEY)
         self.p = np.full(len(past.event_time), np.nan)
         self._memo: Floats | None = None
@@ -254,7 +254,7 @@ class Walker:
 
     def turn(self, entry: int) -> None:
         """Take the trees that come at an entry, if some do."""
-        if self._recipe.bootstraps and entry in self._trees:
+        if self._recipe.has_trees and entry in self._trees:
             training = self._trees[entry]
             self.cpu_seconds += training.cpu_seconds
             self.artifact = training.ensemble.dump()
@@ -292,7 +292,7 @@ class Walker:
             return
         past = self._past
         events, labels = past.slices(first, last)
-        begun = not isinstance(self.model, Stack) or not self._recipe.bootstraps or first >= self._starts
+        begun = not isinstance(self.model, Stack) or not self._recipe.has_trees or first >= self._starts
         if isinstance(self.model, Stack) and self._memo is None:
             self._memo = np.full((len(past.event_time), self.model.memo_width), np.nan)
         turns = past.turns(first, last, self._memo, asked=begun)

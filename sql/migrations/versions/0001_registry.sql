@@ -175,12 +175,13 @@ CREATE TABLE headrace.training_curves (
     stream text NOT NULL,
     version text NOT NULL,
     iteration integer NOT NULL,
+    learning_rate double precision NOT NULL,
     loss_train double precision,
     loss_heldout double precision,
     PRIMARY KEY (stream, version, iteration),
     FOREIGN KEY (stream, version) REFERENCES headrace.versions
 );
-COMMENT ON TABLE headrace.training_curves IS 'Loss after each boosting iteration of a bootstrap, on its training part and on its held-out end.';
+COMMENT ON TABLE headrace.training_curves IS 'Loss after each tree, or pass over the window, of a bootstrap, on its training part and on its held-out end.';
 
 CREATE TABLE headrace.serving_history (
     stream text NOT NULL,
