@@ -5,7 +5,7 @@ What a stream definition needs is exported here; nothing heavy is imported with 
 
 from headrace.definition import expect, recipes
 from headrace.definition.columns import col
-from headrace.definition.features import category, cross, day_of_week, hour_of_day, number, target_mean
+from headrace.definition.features import category, cross, day_of_week, hour_of_day, number, target_mean, tokens
 from headrace.definition.stream import Label, Policy, Source, Stream
 
 __version__ = "0.1.0"
@@ -24,4 +24,5 @@ __all__ = [
     "number",
     "recipes",
     "target_mean",
+    "tokens",
 ]

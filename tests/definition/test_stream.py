@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from headrace import Policy, category, col, cross, expect, number, recipes, target_mean
+from headrace import Policy, category, col, cross, expect, number, recipes, target_mean, tokens
 from headrace.definition.load import load_file, load_folder
 from headrace.definition.stream import Stream
 from headrace.errors import DefinitionError
@@ -119,6 +119,22 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (
         lambda s: replace(_numbers(s), challengers=[recipes.gbdt_lr(offset=False)]),
         "recipes: 'gbdt_lr': found offset=False, whose leaves fade towards 0",
+    ),
+    (
+        lambda s: replace(s, features=[category("colour"), tokens("tags"), cross("colour", "tags")]),
+        "features: cross('tags'): a list of tokens is no category; name categories only",
+    ),
+    (
+        lambda s: replace(s, features=[tokens("tags"), target_mean("tags")]),
+        "features: target_mean('tags'): a list of tokens is no category",
+    ),
+    (
+        lambda s: replace(s, features=[category("colour"), tokens("tags")], slices=["tags"]),
+        "slices: 'tags' is a list of tokens, which has no single value",
+    ),
+    (
+        lambda s: replace(s, features=[category("colour"), tokens("tags")], contract=[expect.length("tags", 1, 3)]),
+        "contract: length(tags, 1, 3) is for single values, 'tags' is a list of tokens; expected not_null or immutable",
     ),
     (lambda s: replace(s, slices=["size"]), "slices: 'size' is not a declared category"),
     (lambda s: replace(s, contract=[expect.between("size", 2, 1)]), "has its minimum above its maximum"),

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from headrace.errors import DecodeError
-from headrace.flow import pgtypes
+from headrace.flow import arrays, pgtypes
+from headrace.flow.arrays import encode_list
 from headrace.flow.copybinary import HEADER, TRAILER, encode, pack, unpack, unpack_chunk
 from headrace.flow.pgoutput import (
     DELETE,
@@ -168,6 +169,18 @@ def char_sample(byte: int) -> Sample:
     return text, bytes([byte]), text.encode()
 
 
+def array_sample(tokens: list[str | None], element: int) -> Sample:
+    odd = set('{}",\\ \t\n\r\v\f')
+    parts = [
+        "NULL" if t is None
+        else '"' + "".join(f"\\{c}" if c in '"\\' else c for c in t) + '"' if not t or odd & set(t) or t.upper() == "NULL"
+        else t
+        for t in tokens
+    ]  # fmt: skip
+    text = "{" + ",".join(parts) + "}"
+    return text, encode_list(tokens, element), text.encode()
+
+
 infinite_times = [time_sample(None, POSITIVE_INFINITY), time_sample(None, NEGATIVE_INFINITY)]
 times = st.datetimes(timezones=st.just(UTC)).map(time_sample) | st.sampled_from(infinite_times)
 infinite_dates: list[Sample] = [
@@ -175,6 +188,12 @@ infinite_dates: list[Sample] = [
     (NEGATIVE_INFINITY, struct.pack(">i", -(2**31)), b"-infinity"),
 ]
 strings = (st.text(st.characters(blacklist_characters="\0", codec="utf-8")) | st.sampled_from(["AA", "UA"])).map(plain)
+lists = st.lists(
+    st.none()
+    | st.text(st.characters(blacklist_characters="\0", codec="utf-8"), max_size=6)
+    | st.sampled_from(["null", "NULL"]),
+    max_size=6,
+)
 scaled = st.tuples(st.integers(-(2**54), 2**54), st.integers(-60, 60)).map(lambda p: Decimal(f"{p[0]}e{p[1]}"))
 decimals = st.decimals(allow_nan=True, allow_infinity=True) | st.decimals(-(10**9), 10**9, places=3) | scaled
 
@@ -199,6 +218,8 @@ SAMPLES: dict[int, st.SearchStrategy[Sample]] = {
         lambda d: (float(numeric_text(d)), numeric_wire(d), numeric_text(d).encode())
     ),
     pgtypes.UUID: st.uuids().map(lambda u: (str(u), u.bytes, str(u).encode())),
+    pgtypes.TEXT_ARRAY: lists.map(lambda tokens: array_sample(tokens, pgtypes.TEXT)),
+    pgtypes.VARCHAR_ARRAY: lists.map(lambda tokens: array_sample(tokens, pgtypes.VARCHAR)),
 }
 
 
@@ -794,6 +815,35 @@ def test_damaged_fields_decode_or_raise(oid: int, raw: list[bytes], kind: str) -
     distinct(cells.column(0))
     with suppress(DecodeError):
         assert decode(cells, 0, oid).values.size == len(raw)
+
+
+@given(lists, st.data())
+def test_lists_are_read_as_they_were_written(tokens: list[str | None], data: st.DataObject) -> None:
+    rows = data.draw(st.lists(st.none() | lists, max_size=4))
+    fields = cells_of([("n", b"") if row is None else ("b", encode_list(row, 25)) for row in [tokens, *rows]]).column(0)
+    assert arrays.counts(fields, 25).tolist() == [NULL if row is None else len(row) for row in [tokens, *rows]]
+    assert (arrays.counts(fields, 1043)[fields.length >= 0] < NULL).all(), "elements of another type"
+    kept = [None if row is None else list(dict.fromkeys(t for t in row if t is not None)) for row in [tokens, *rows]]
+    assert arrays.tokens(fields, 25).lists() == kept
+
+
+@given(lists.map(lambda tokens: encode_list(tokens, 25)) | st.binary(max_size=40), st.data())
+def test_damaged_lists_are_told_apart_and_never_read(raw: bytes, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(raw)))
+    changed = bytearray(raw)
+    if changed:
+        changed[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    fields = cells_of([("b", part) for part in (raw[:cut], bytes(changed), raw + b"\0", raw)]).column(0)
+    counts = arrays.counts(fields, 25)
+    assert counts[0] < NULL or cut == len(raw)
+    assert counts[2] < NULL
+    if (counts < NULL).any():
+        with pytest.raises(DecodeError, match="that is no list of texts in binary format"):
+            arrays.tokens(fields, 25)
+    else:
+        assert len(arrays.tokens(fields, 25)) == 4
+    for row in range(4):
+        assert arrays.array_text(fields.bytes_at(row))
 
 
 def test_kernels_stay_in_bounds(tmp_path: Path) -> None:

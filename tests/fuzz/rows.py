@@ -185,6 +185,27 @@ def _letters(dice: random.Random) -> list[str]:
     return [*(chr(n) for n in range(1, 127)), "", *("\\200", "\\377", "a", "A", "6") * 20]
 
 
+def _lists(dice: random.Random) -> list[str]:
+    """Arrays: of odd texts, with NULLs and repeats, empty, of other bounds, of two dimensions, and a long one."""
+    plain = [dice.choices([f"t{n}" for n in range(40)], k=dice.randrange(9)) for _ in range(_RANDOM)]
+    wild = [dice.choices((*TEXTS, _wild(dice)), k=dice.randrange(1, 5)) for _ in range(_RANDOM // 4)]
+    quoted = [["NULL" if dice.random() < 0.1 else _quoted(token) for token in row] for row in plain + wild]
+    odd = (
+        "{{a,b},{c,d}}",
+        "[-3:-2]={a,b}",
+        "[0:0][5:6]={{a,NULL}}",
+        "{NULL}",
+        "{{{a}}}",
+        f"{{{','.join(map(str, range(1100)))}}}",
+    )
+    return [*(f"{{{','.join(row)}}}" for row in quoted), *odd * 6]
+
+
+def _quoted(token: str) -> str:
+    escaped = token.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def _times(fixed: tuple[str, ...], zone: str = "", *, day: bool = False) -> Pool:
     def pool(dice: random.Random) -> list[str]:
         plain = []
@@ -239,6 +260,8 @@ COLUMNS: dict[str, tuple[str, Pool]] = {  # name -> type, values
     "moment": ("timestamp with time zone", _times(TIMES, "+00")),
     "moment2": ("timestamp with time zone", _times(TIMES, "+00")),
     "token": ("uuid", _uuids),
+    "names": ("text[]", _lists),
+    "names2": ("character varying[]", _lists),
 }
 GIANTS = {  # values too large to be frequent: each of them is in one row
     "amount": ("9" * 131072, "-" + "9" * 131072 + "." + "9" * 16383, "1" + "0" * 131071, "0." + "3" * 16383),

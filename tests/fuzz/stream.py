@@ -17,6 +17,7 @@ from headrace import (
     number,
     recipes,
     target_mean,
+    tokens,
 )
 
 
@@ -24,7 +25,7 @@ def logistic() -> Any:
     from river import compose, linear_model, optim, preprocessing
 
     numbers = compose.SelectType(int, float) | preprocessing.StandardScaler()
-    categories = compose.SelectType(str) | preprocessing.OneHotEncoder(drop_zeros=True)
+    categories = compose.SelectType(str, list) | preprocessing.OneHotEncoder(drop_zeros=True)
     return (numbers + categories) | linear_model.LogisticRegression(optim.FTRLProximal(alpha=0.1))
 
 
@@ -46,6 +47,7 @@ stream = Stream(
         hour_of_day("moment"),
         day_of_week("local"),
         cross("letter", "flag2"),
+        tokens("names", "names2"),
         target_mean("word", "letter"),
     ],
     contract=[

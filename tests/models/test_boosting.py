@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from headrace.errors import ModelError, SnapshotError
 from headrace.events import Columns
 from headrace.models.boosting import Encoding, Ensemble, Trained, train
-from headrace.models.contract import Floats, Model
+from headrace.models.contract import Floats, Model, take
 from headrace.models.gbdt_lr import GbdtLr
 from headrace.models.lightgbm import LightGbmModel
+from headrace.models.text import Text
+from headrace.models.tokens import Tokens
 
 Make = Callable[..., Any]  # the fixture that makes a small stream
 
@@ -76,6 +79,34 @@ def test_wide_categories_stay_out_of_the_trees(trained: Trained, stream: Make) -
     assert encoding.wide == ("tail",)
     assert encoding.category_names == ("carrier", "tail")
     assert Encoding.fit(stream(100)[0], max_categories=1000).wide == ()
+
+
+def test_trees_see_the_commonest_tokens(stream: Make) -> None:
+    """The choice is the window's, and what was not chosen counts among the row's tokens only."""
+    X, _, event_time, label_time = stream(2_000)
+    random = np.random.default_rng(0)
+    lists: list[Any] = [[f"t{k}" for k in random.geometric(0.03, 6).tolist()] for _ in range(2_000)]
+    lists[:40] = [None] * 40
+    y = np.array([float((row is not None and "t3" in row) or i % 7 == 0) for i, row in enumerate(lists)])
+    columns = {**X, "genres": Tokens.of(lists)}
+    found = train(columns, y, event_time, label_time, {"min_data_in_leaf": 20}).ensemble
+    ((name, keys),) = found.encoding.tokens
+    counts = Counter(token for row in columns["genres"].lists() for token in row or ())
+    assert name == "genres"
+    common = {str(token) for token, count in counts.items() if count > counts.most_common(65)[-1][1]}
+    assert set(Text.of(sorted(common)).keys().tolist()) <= set(keys.tolist())
+    assert len(keys) == 64
+    again = Ensemble.parse(found.dump())
+    rows = {**take(X, slice(0, 4)), "genres": Tokens.of([["t3", "never seen", "t3"], [], None, ["never seen"]])}
+    matrix = again.encoding.matrix(rows)[:, -65:]
+    assert matrix.tobytes() == found.encoding.matrix(rows)[:, -65:].tobytes()
+    assert matrix[:2, 0].tolist() == [2.0, 0.0]
+    assert matrix[:2, 1:].sum(axis=1).tolist() == [1.0, 0.0]
+    assert matrix[0, 1 + keys.tolist().index(int(Text.of(["t3"]).keys()[0]))] == 1.0
+    assert np.isnan(matrix[2]).all()
+    assert matrix[3].tolist() == [1.0, *[0.0] * 64]
+    score = found.trees.walk(found.encoding.matrix(rows))[1]
+    assert score[0] > score[1] + 1.0, "the label depends on t3"
 
 
 def test_unknown_and_missing_categories_read_the_same(trained: Trained) -> None:

@@ -293,6 +293,33 @@ def test_target_means_hold_only_what_was_learned_before() -> None:
     assert dump(*again.save()) == dump(*transformer.save())
 
 
+def test_lists_are_tokens() -> None:
+    """Row by row and in frames, with rows that have none; and after a restore."""
+    random = np.random.default_rng(0)
+    lists = [None if i % 9 == 4 else [f"t{k}" for k in random.integers(0, 9, 3).tolist()][: i % 4] for i in range(200)]
+    y = pd.Series([row is not None and "t1" in row for row in lists])
+    frame = pd.DataFrame({"size": random.random(200), "genres": pd.Series(lists, dtype=object)})
+    by_row, by_frame = FtrlClassifier(alpha=0.5), FtrlClassifier(alpha=0.5)
+    for i, label in enumerate(y):
+        by_row.learn_one({"size": frame["size"][i], "genres": lists[i]}, label)
+    by_frame.learn_many(frame.iloc[:70], y.iloc[:70])
+    by_frame.learn_many(frame.iloc[70:], y.iloc[70:])
+    assert dump(*by_row.save()) == dump(*by_frame.save())
+    again = FtrlClassifier(alpha=0.5)
+    again.load(*parse(dump(*by_row.save())))
+    row = {"size": 0.5, "genres": ["t1", "t2"]}
+    assert again.predict_proba_one(row) == by_row.predict_proba_one(row)
+    assert by_row.predict_proba_one(row)[True] > by_row.predict_proba_one({"size": 0.5})[True] + 0.2
+    with pytest.raises(
+        ModelError, match=r"found tokens \(a list of str\) for feature 'size', expected a number as before"
+    ):
+        by_row.learn_one({"size": ["t1"]}, True)
+    with pytest.raises(ModelError, match="found lists and single values for feature 'genres'"):
+        by_row.learn_many(pd.DataFrame({"genres": [["a"], "a"]}), pd.Series([True, False]))
+    with pytest.raises(ModelError, match="found a list for feature 'genres', expected a single value to group by"):
+        TargetMean("genres").learn_one({"genres": ["a"]}, True)
+
+
 def test_mistakes_are_named(of_mixed: Ensemble, mixed: Frame) -> None:
     model = FtrlClassifier()
     model.learn_one({"wind": 3, "origin": "JFK"}, True)
@@ -302,7 +329,9 @@ def test_mistakes_are_named(of_mixed: Ensemble, mixed: Frame) -> None:
     with pytest.raises(ModelError, match=r"found a number for feature 'origin', expected a category"):
         model.learn_one({"origin": 7}, False)
     assert dump(*model.save()) == state, "a row that is refused teaches nothing"
-    with pytest.raises(ModelError, match="found datetime for feature 'at', expected str, bool, a number or None"):
+    with pytest.raises(
+        ModelError, match="found datetime for feature 'at', expected str, bool, a number, a list of str or None"
+    ):
         model.learn_one({"at": datetime(2013, 1, 1)}, False)  # noqa: DTZ001
     with pytest.raises(ModelError, match="found categories and numbers for feature 'wind'"):
         model.learn_many(pd.DataFrame({"wind": ["strong", 3]}), pd.Series([True, False]))

@@ -231,7 +231,7 @@ def test_columns_that_come_later_begin_where_they_come(stream: Make, pairs: bool
     widened.widen(take(late, slice(0, 0)))
     rest = online(widened, take(early | late, slice(300, 600)), y[300:], np.arange(300, 600))
     np.testing.assert_allclose(np.concatenate([first, rest]), p, rtol=0, atol=1e-12)
-    assert widened.columns == (("carrier", "tail"), ("wind", "delay"))
+    assert widened.columns == (("carrier", "tail"), ("wind", "delay"), ())
     assert [(r.feature, r.weights, r.nonzero) for r in widened.rates()] == [
         (r.feature, r.weights, r.nonzero) for r in whole.rates()
     ]

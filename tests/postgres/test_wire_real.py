@@ -16,14 +16,29 @@ import numpy as np
 import psycopg2
 import psycopg2.extras
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from headrace.flow import pgtypes
+from headrace.flow.arrays import counts, encode_list, tokens
 from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.pgoutput import DELETE, INSERT, KEY, OLD, UPDATE, Changes, Messages, Session, parse
 from headrace.flow.pgtypes import NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, decode
-from headrace.flow.wire import UNCHANGED, Cells
+from headrace.flow.wire import UNCHANGED, Cells, Fields, as_bytes
+from headrace.models.text import NULL
 from headrace.store.embedded import EmbeddedPostgres
 
+ARRAYS = [
+    *(
+        "{}",
+        "{a}",
+        "{NULL}",
+        '{"NULL",null,"null"}',
+        '{"","a b","q\\"uote","back\\\\slash","{x,y}","tab\t","\v"}',
+        "{☂,naïve}",
+    ),
+    *("[2:3]={a,b}", "[-1:0]={NULL,a}", "{{a,b},{c,d}}", "[0:1][5:5]={{a},{NULL}}", "{{{a}}}", "{a,a,b}"),
+]
 EDGES = {
     pgtypes.BOOL: ["true", "false"],
     pgtypes.CHAR: ["a", "", "~"],
@@ -44,6 +59,8 @@ EDGES = {
         *("1e-30", "1e300", "1e-320", "123456789012345678901234567890e50", "10000", "0.0001", "NaN"),
         *("Infinity", "-Infinity", "9999999999999999.99999999", "1.7976931348623157e308", "4.35", "5e-324"),
     ],
+    pgtypes.TEXT_ARRAY: ARRAYS,
+    pgtypes.VARCHAR_ARRAY: ARRAYS,
     pgtypes.UUID: ["00000000-0000-0000-0000-000000000000", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"],
 }
 
@@ -90,7 +107,7 @@ def as_python(oid: int, column: str) -> str:
         finite = f"case when isfinite({column}) then (extract(epoch from {column}) * 1000000)::int8 else {infinite} end"
         return f"case when {column} is not null then {finite} end"
     # numeric to float8 overflows or underflows with an error: let Python round its digits.
-    return f"{column}::text" if SUPPORTED[oid].kind in ("numeric", "uuid", "char", "text") else column
+    return f"{column}::text" if SUPPORTED[oid].kind in ("numeric", "uuid", "char", "text", "texts") else column
 
 
 def as_decoded(oid: int, value: Any) -> Any:
@@ -129,6 +146,43 @@ def test_copy_out_decodes_to_what_psycopg2_reads(connection: Any, oid: int) -> N
     assert column.null.tolist() == [v is None for v in reference]
     assert reference[-1] is None
     same(column.values[:-1].tolist(), reference[:-1])
+
+
+@given(rows=st.lists(st.none() | st.lists(st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0")))))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lists_are_what_psycopg2_reads(connection: Any, rows: list[list[str | None] | None]) -> None:
+    """In both directions, whatever the array is written like."""
+    query(connection, "drop table if exists lists; create table lists (n serial, a text[], b varchar[], c text[])")
+    with connection.cursor() as cursor:
+        for row in rows:
+            cursor.execute("insert into lists (a, b, c) values (%s, %s, %s)", (row, row, row and [*row, *row]))
+    cells = unpack(copy_out(connection, "select a, b, c from lists order by n"), 3)
+    kept = [None if row is None else list(dict.fromkeys(t for t in row if t is not None)) for row in rows]
+    for column, element in enumerate((pgtypes.TEXT, pgtypes.VARCHAR, pgtypes.TEXT)):
+        assert tokens(cells.column(column), element).lists() == kept
+    assert query(connection, "select a from lists order by n") == [(row,) for row in rows]
+    written = [None if row is None else encode_list(row, pgtypes.TEXT) for row in rows]
+    payload = pack([encode(np.arange(len(rows)), pgtypes.INT8), encode_bytes(written)]).tobytes()
+    query(connection, "drop table if exists written; create table written (n int8, a text[])")
+    with connection.cursor() as cursor:
+        cursor.copy_expert("copy written from stdin (format binary)", io.BytesIO(payload))
+    assert query(connection, "select a from written order by n") == [(row,) for row in rows]
+
+
+def test_only_lists_of_one_dimension_count(connection: Any) -> None:
+    arrays = ["{{a,b},{c,d}}", "[2:3]={a,b}", "{}", "[0:0]={NULL}", "{{{a}}}"]
+    values = ", ".join(f"({n}, '{array}'::text[])" for n, array in enumerate(arrays))
+    fields = unpack(copy_out(connection, f"select a from (values {values}) as t (n, a) order by n")).column(0)
+    assert (counts(fields, pgtypes.TEXT) < NULL).tolist() == [True, False, False, False, True]
+    assert counts(fields, pgtypes.TEXT)[1:4].tolist() == [2, 0, 1]
+
+
+def encode_bytes(fields: list[bytes | None]) -> Fields:
+    """Binary fields as they are."""
+    length = np.array([NULL if field is None else len(field) for field in fields], dtype=np.int32)
+    start = np.cumsum(np.maximum(length, 0), dtype=np.int64) - np.maximum(length, 0)
+    text = np.zeros(len(fields), dtype=np.bool_)
+    return Fields(as_bytes(b"".join(field or b"" for field in fields)), start, length, text, "lists")
 
 
 def test_packed_rows_are_accepted_and_equal(connection: Any) -> None:

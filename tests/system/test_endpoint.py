@@ -50,14 +50,14 @@ from datetime import timedelta
 from typing import Any
 
 from headrace import Label, Policy, Source, Stream, category, col, cross, day_of_week, expect, hour_of_day, number, recipes
-from headrace import target_mean
+from headrace import target_mean, tokens
 
 
 def logistic() -> Any:
     from river import compose, linear_model, preprocessing
 
     numbers = compose.SelectType(int, float) | preprocessing.StandardScaler()
-    categories = compose.SelectType(str) | preprocessing.OneHotEncoder()
+    categories = compose.SelectType(str, list) | preprocessing.OneHotEncoder()
     return (numbers + categories) | linear_model.LogisticRegression()
 
 
@@ -84,6 +84,7 @@ stream = Stream(
         hour_of_day("placed_at"),
         day_of_week("first_seen"),
         cross("country", "device"),
+        tokens("tags"),
         target_mean("country", "campaign"),
     ],
     contract=[
@@ -100,7 +101,7 @@ stream = Stream(
 TABLES = """
 CREATE TABLE public.orders (
     id bigint PRIMARY KEY, placed_at timestamptz NOT NULL, country char(2), device varchar(20), vip boolean, campaign uuid,
-    amount numeric(8, 2), items smallint, weight real, score double precision, first_seen date
+    amount numeric(8, 2), items smallint, weight real, score double precision, first_seen date, tags text[]
 );
 CREATE TABLE public.returns (order_id bigint PRIMARY KEY, returned boolean, known_at timestamptz NOT NULL);
 """
@@ -126,6 +127,7 @@ def order(number: int, when: datetime | None = None) -> Row:
         "weight": draw.choice([None, round(draw.uniform(0, 9), 3)]),
         "score": draw.gauss(0, 1),
         "first_seen": str(date(2024, 1, 1) + timedelta(days=draw.randint(0, 700))),
+        "tags": draw.choice([None, [], ["new"], ["sale", "new"], ["sale", "☂", "sale"]]),
     }
 
 
@@ -338,6 +340,9 @@ def newest_with(shop: Shop, version: str, seq: int) -> checkpoints.Checkpoint | 
         ({"items": 70000}, "items", "type(items)", "items is 70000, expected an integer (smallint)"),
         ({"items": "3"}, "items", "type(items)", 'items is "3", expected an integer (smallint)'),
         ({"vip": 1}, "vip", "type(vip)", "vip is 1, expected true or false (boolean)"),
+        ({"tags": ["new", 1]}, "tags", "type(tags)", 'tags is ["new", 1], expected a list of texts (text[])'),
+        ({"tags": "new"}, "tags", "type(tags)", 'tags is "new", expected a list of texts (text[])'),
+        ({"tags": ["x"] * 1025}, "tags", "tokens(tags)", "expected a list of one dimension, of at most 1,024 tokens"),
         ({"campaign": "none"}, "campaign", "type(campaign)", 'campaign is "none", expected a text with a UUID (uuid)'),
         ({"country": "D\0"}, "country", "type(country)", "expected a text (character)"),
         ({"country": "\ud800"}, "country", "type(country)", "expected a text (character)"),
@@ -389,6 +394,7 @@ VALUES = {
     "weight": st.floats(width=32, allow_nan=False, allow_infinity=False) | st.none(),
     "score": st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53) | st.none(),
     "first_seen": st.dates(date(1900, 1, 1)).map(str) | st.none(),
+    "tags": st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"))) | st.none(),
 }
 
 

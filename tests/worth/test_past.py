@@ -106,7 +106,20 @@ def test_kinds_of_columns(tmp_path: Path) -> None:
     assert as_names(past.X["place"])[:3].tolist() == [None, "b", "c"]
     assert np.isnan(past.X["size"][0]) and past.X["count"][7] == 7.0 and np.isnan(past.X["odd"][5])
     assert {"t_hour", "t_weekday"} <= set(past.X) and "blob" not in past.X
-    assert "blob (binary) was left out: neither a text nor a number." in past.remarks
+    assert "blob (binary) was left out: neither a text, a number nor a list of texts." in past.remarks
+
+
+def test_lists_of_texts_are_tokens(tmp_path: Path) -> None:
+    lists = [None if i % 7 == 0 else ["x", "y", None, "x"][: i % 5] for i in range(N)]
+    made = table(words=pa.array(lists, pa.list_(pa.string())), large=pa.array(lists, pa.large_list(pa.large_string())))
+    made = made.append_column("numbers", pa.array([[i] for i in range(N)]))
+    past = read(tmp_path, made)
+    kept = [None if row is None else list(dict.fromkeys(t for t in row if t is not None)) for row in lists]
+    assert past.X["words"].lists() == past.X["large"].lists() == kept
+    assert "numbers (list<element: int64>) was left out: neither a text, a number nor a list of texts." in past.remarks
+    backwards = read(tmp_path, made.take(pa.array(range(N - 1, -1, -1))))
+    assert backwards.X["words"].lists() == kept
+    assert past.row_bytes > read(tmp_path, made.drop_columns(["words"])).row_bytes
 
 
 def test_no_name_of_a_column_is_the_key_s(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ from headrace.flow.features import Encoder
 from headrace.flow.losses import losses_of
 from headrace.flow.progressive import Progressive
 from headrace.flow.scores import GENESIS
-from headrace.models.contract import Arrays, Clock, Floats, row_count
+from headrace.models.contract import Arrays, Clock, Floats, joined, row_count
 from headrace.models.target_mean import TargetMeans
-from headrace.models.text import is_category, keys_of
+from headrace.models.tokens import keyed
 from headrace.models.trial import try_recipe
 from headrace.store import checkpoints, db, log, registry
 from headrace.store.state import Live, read_on
@@ -68,17 +68,17 @@ class _Collector:
     def collected(self) -> dict[str, NDArray[Any]]:
         """All rows so far."""
         if self._pieces:
-            self._parts.append(_joined(self._pieces))
+            self._parts.append(joined(self._pieces))
             self._pieces = []
-        return _joined(self._parts)
+        return joined(self._parts)
 
     def prepare(self, X: Columns) -> Columns:
-        return {name: keys_of(values) if is_category(values) else values for name, values in X.items()}
+        return keyed(X)
 
     def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
         self._pieces.append(X)
         if len(self._pieces) == _PIECES:  # runs between labels are short
-            self._parts.append(_joined(self._pieces))
+            self._parts.append(joined(self._pieces))
             self._pieces = []
         return np.full(len(clock), 0.5), np.empty((len(clock), 0))
 
@@ -127,7 +127,7 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
             }
         )
         at = batch.seq_last
-    log_columns = _joined(parts)
+    log_columns = joined(parts)
     open_seq, open_means = pass_over.waiting()
     return Window(
         X=collector.collected(),
@@ -151,10 +151,6 @@ def _prior(conn: Connection, stream: Stream, seq_last: int) -> float | None:
         found = "the same number only" if stream.loss.regression else f"one class only (rate {rate})"
         raise BatchError(f"the log of {stream.name!r} up to seq {seq_last} has labels of {found}; wait for more")
     return None if stream.loss.regression else float(rate)
-
-
-def _joined(parts: Sequence[Columns]) -> dict[str, NDArray[Any]]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def last_epoch_end(conn: Connection, stream: str) -> tuple[int, int]:

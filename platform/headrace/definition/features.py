@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["category", "number", "hour_of_day", "day_of_week", "cross", "target_mean"]
+Kind = Literal["category", "number", "tokens", "hour_of_day", "day_of_week", "cross", "target_mean"]
 
 #: Half-lives of streaming target means, in microseconds of stream time, with the suffix of their columns' names.
 HALF_LIVES: dict[str, int] = {
@@ -38,7 +38,7 @@ class Feature:
         ('scheduled_at_hour',)
         """
         match self.kind:
-            case "category" | "number":
+            case "category" | "number" | "tokens":
                 return self.columns
             case "hour_of_day":
                 return tuple(f"{column}_hour" for column in self.columns)
@@ -59,6 +59,15 @@ def category(*columns: str) -> Feature:
 def number(*columns: str) -> Feature:
     """Numeric columns. NULL is a missing value; NaN and infinities are refused by the gate."""
     return Feature("number", columns)
+
+
+def tokens(*columns: str) -> Feature:
+    """Columns of lists of texts, such as genres or the words of a title: every text is a token with a weight of its own.
+
+    Postgres's text[] or varchar[], of one dimension. NULL is a missing value, an empty list is not; NULL elements are left
+    out, and a token counts once a row.
+    """
+    return Feature("tokens", columns)
 
 
 def hour_of_day(column: str) -> Feature:

@@ -297,7 +297,7 @@ def _features(stream: Stream) -> Iterator[str]:
     for name, count in Counter(names).items():
         if count > 1:
             yield f"features: {name!r} is declared {count} times, expected once"
-    categories = set(stream.feature_columns("category"))
+    categories, lists = set(stream.feature_columns("category")), set(stream.feature_columns("tokens"))
     for feature in stream.features:
         if not feature.columns:
             yield f"features: {feature.kind}() names no column"
@@ -305,20 +305,30 @@ def _features(stream: Stream) -> Iterator[str]:
             yield f"features: cross{feature.columns!r} needs at least two columns"
         if feature.kind in ("cross", "target_mean"):
             for column in feature.columns:
-                if column not in categories:
+                if column in lists:
+                    yield f"features: {feature.kind}({column!r}): a list of tokens is no category; name categories only"
+                elif column not in categories:
                     yield f"features: {feature.kind}({column!r}) needs category({column!r}), which is not declared"
     value = stream.label.value
     for column in (value.column, stream.label.label_time) if stream.own_row and isinstance(value, Expression) else ():
         if column in stream.columns():
             yield f"features, contract: {column!r} is the label's: it would leak"
     for column in stream.slices:
-        if column not in categories:
+        if column in lists:
+            yield f"slices: {column!r} is a list of tokens, which has no single value; name categories only"
+        elif column not in categories:
             yield f"slices: {column!r} is not a declared category"
 
 
 def _contract(stream: Stream) -> Iterator[str]:
-    numbers = set(stream.feature_columns("number"))
+    numbers, lists = set(stream.feature_columns("number")), set(stream.feature_columns("tokens"))
     for expectation in stream.contract:
+        for column in expectation.columns:
+            if column in lists and expectation.kind not in ("not_null", "immutable"):
+                yield (
+                    f"contract: {expectation.name} is for single values, {column!r} is a list of tokens; expected not_null or "
+                    "immutable"
+                )
         if not expectation.columns and expectation.kind in ROW_KINDS:
             yield f"contract: {expectation.kind}() names no column"
         low, high = expectation.params.get("minimum"), expectation.params.get("maximum")

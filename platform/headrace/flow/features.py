@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from headrace.definition.stream import Stream
 from headrace.events import Columns
-from headrace.flow.pgtypes import SUPPORTED, Column, decode
+from headrace.flow.arrays import tokens
+from headrace.flow.pgtypes import ELEMENTS, SUPPORTED, Column, decode
 from headrace.flow.wire import Cells, without_value
 from headrace.models.text import NULL, Text
+from headrace.models.tokens import Tokens
 
 _HOUR = 3_600 * 1_000_000
 _DAY = 24 * _HOUR
@@ -54,7 +56,7 @@ class Encoder:
         Returns
         -------
         dict
-            Categories as `Text`, numbers as float64 with NaN for missing.
+            Categories as `Text`, lists of tokens as `Tokens`, numbers as float64 with NaN for missing.
         """
         encoded: dict[str, Any] = {}
         for feature in self._features:
@@ -64,6 +66,8 @@ class Encoder:
                     encoded.update(zip(feature.names(), map(_category, columns), strict=True))
                 case "number":
                     encoded.update(zip(feature.names(), map(_number, columns), strict=True))
+                case "tokens":
+                    encoded.update(zip(feature.names(), map(_tokens, columns), strict=True))
                 case "hour_of_day":
                     encoded[feature.names()[0]] = _named(columns[0], _HOURS, lambda time: time % _DAY // _HOUR)
                 case "day_of_week":  # 1 January 1970 was a Thursday
@@ -76,12 +80,14 @@ class Encoder:
 
 
 def series(cells: Cells, column: int, type_oid: int) -> Any:
-    """One column of the log as `Encoder` takes it: `Text`, or an array where nothing is NULL, or a `Column`."""
+    """One column of the log as `Encoder` takes it: `Text`, `Tokens`, or an array where nothing is NULL, or a `Column`."""
     if SUPPORTED[type_oid].kind == "text":
         fields = cells.column(column)
         if len(missing := np.flatnonzero(fields.length < NULL)):
             raise without_value(fields, int(missing[0]))
         return Text(fields.buffer, fields.start, fields.length)
+    if type_oid in ELEMENTS:
+        return tokens(cells.column(column), ELEMENTS[type_oid])
     decoded = decode(cells, column, type_oid)
     if decoded.values.dtype == np.float64 or not decoded.null.any():
         return decoded.values
@@ -116,6 +122,10 @@ def _number(values: Column | NDArray[Any]) -> NDArray[np.float64]:
     if values.dtype == object:
         return np.array([np.nan if v is None else v for v in values.tolist()], dtype=np.float64)
     return values.astype(np.float64)
+
+
+def _tokens(values: Tokens | NDArray[Any]) -> Tokens:
+    return values if isinstance(values, Tokens) else Tokens.of(values.tolist())
 
 
 def _named(times: Column | NDArray[Any], names: Text, which: Callable[[NDArray[np.int64]], Any]) -> Text:

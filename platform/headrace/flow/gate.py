@@ -26,8 +26,9 @@ from headrace.definition.expect import LABEL_KINDS, Expectation
 from headrace.definition.loss import LARGEST
 from headrace.definition.stream import Stream
 from headrace.events import moment
+from headrace.flow.arrays import MOST_TOKENS, counts
 from headrace.flow.exact import DIGITS, coarse, exact, numeric_text
-from headrace.flow.pgtypes import BPCHAR, NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, Column, decode
+from headrace.flow.pgtypes import BPCHAR, ELEMENTS, NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, Column, decode
 from headrace.flow.wire import Cells
 from headrace.models.text import NULL
 
@@ -69,6 +70,12 @@ class Rows:
         """Some of the rows."""
         before = None if self.before is None else self.before.take(index)
         return Rows(self.cells.take(index), self.columns, before)
+
+    def null(self, name: str) -> Mask:
+        """Where there is no value; of lists nothing more is read for it."""
+        index, oid = self.columns[name]
+        missing: Mask = self.cells.length[index] == NULL if oid in ELEMENTS else self[name].null
+        return missing
 
     def unsent(self, name: str) -> Mask:
         """Where a value was not sent: TOASTed, and unchanged by the UPDATE."""
@@ -206,7 +213,7 @@ class Gate:
 
 
 def event_gate(stream: Stream) -> Gate:
-    """The gate of the events' table: key, time and numbers first, then the contract, then the label in the same row."""
+    """The gate of the events' table: key, time, numbers and lists first, then the contract, then the label in the same row."""
     source = stream.source
     rules = [
         _not_null(source.key),
@@ -214,6 +221,7 @@ def event_gate(stream: Stream) -> Gate:
         _not_null(source.event_time),
         _finite_time(source.event_time),
         *(_finite(column) for column in stream.feature_columns("number")),
+        *(_list(column) for column in stream.feature_columns("tokens")),
         *(rule for expectation in stream.contract if expectation.per_row for rule in compile_expectation(expectation)),
     ]
     times = [source.event_time]
@@ -356,7 +364,7 @@ def compile_expectation(expectation: Expectation) -> list[Rule]:
 
 
 def _not_null(column: str) -> Rule:
-    return Rule(f"not_null({column})", column, "a value", lambda rows: rows[column].null)
+    return Rule(f"not_null({column})", column, "a value", lambda rows: rows.null(column))
 
 
 def _short(column: str) -> Rule:
@@ -366,6 +374,16 @@ def _short(column: str) -> Rule:
 
     expected = f"a key of at most {LONGEST_KEY:,} bytes, since events are found by it: give the row a shorter one"
     return Rule(f"key_bytes({column})", column, expected, broken)
+
+
+def _list(column: str) -> Rule:
+    def broken(rows: Rows) -> Mask:
+        index, oid = rows.columns[column]
+        count = counts(rows.cells.column(index), ELEMENTS[oid])
+        mask: Mask = (count < NULL) | (count > MOST_TOKENS)
+        return mask
+
+    return Rule(f"tokens({column})", column, f"a list of one dimension, of at most {MOST_TOKENS:,} tokens", broken)
 
 
 def _finite(column: str) -> Rule:

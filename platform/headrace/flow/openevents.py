@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.events import Columns
+from headrace.models.tokens import Tokens
 
 Arrays = dict[str, NDArray[Any]]
 Ints = NDArray[np.int64]
@@ -24,25 +25,47 @@ PAGE = 131_072  # entries of the log whose events share a page
 RECENT = 65_536  # events whose features stay in memory; up to twice as many between two batches
 
 
+class _GrownTokens:
+    """One column of lists of numbers that grows at the end, as an array does for `_Grown`."""
+
+    def __init__(self) -> None:
+        self._rows, self._flat = _Grown(), _Grown()
+
+    def extend(self, more: Tokens) -> None:
+        """More rows."""
+        own = more.compact()
+        self._rows.extend({"start": self._flat.size + own.start, "count": own.count})
+        self._flat.extend({"values": own.values})
+
+    @property
+    def all(self) -> Tokens:
+        """The rows; not copies, and valid until the next `extend`."""
+        return Tokens(self._flat["values"], self._rows["start"], self._rows["count"])
+
+
 class _Grown:
     """Columns of equal length that grow at the end."""
 
     def __init__(self) -> None:
         self.size = 0
         self._arrays: Arrays = {}
+        self._tokens: dict[str, _GrownTokens] = {}
 
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._arrays[name][: self.size]
+    def __getitem__(self, name: str) -> Any:
+        return self._tokens[name].all if name in self._tokens else self._arrays[name][: self.size]
 
     @property
     def names(self) -> Iterable[str]:
         """Of the columns."""
-        return self._arrays.keys()
+        return (*self._arrays, *self._tokens)
 
     def extend(self, columns: Columns) -> None:
         """More rows; every call has the same columns."""
         rows = len(next(iter(columns.values())))
         for name, values in columns.items():
+            if isinstance(values, Tokens):
+                self._tokens.setdefault(name, _GrownTokens()).extend(values)
+                continue
             array = self._arrays.get(name)
             if array is None or self.size + rows > len(array):
                 grown = np.empty((max(1024, 2 * (self.size + rows)), *values.shape[1:]), dtype=values.dtype)
@@ -52,9 +75,10 @@ class _Grown:
             array[self.size : self.size + rows] = values
         self.size += rows
 
-    def take(self, rows: NDArray[Any] | slice) -> Arrays:
+    def take(self, rows: NDArray[Any] | slice) -> dict[str, Any]:
         """Copies of some rows."""
-        return {name: values[: self.size][rows].copy() for name, values in self._arrays.items()}
+        own = {name: values[: self.size][rows].copy() for name, values in self._arrays.items()}
+        return own | {name: values.all[rows].compact() for name, values in self._tokens.items()}
 
 
 @dataclass
@@ -264,7 +288,7 @@ class Recent:
         """Rows of some events, which must be here."""
         return np.searchsorted(self._rows[""], seqs)
 
-    def take(self, seqs: Ints) -> Arrays:
+    def take(self, seqs: Ints) -> dict[str, Any]:
         """Copies of the columns of some events, which must be here."""
         rows = self.where(seqs)
         return {name: values[rows] for name, values in self.columns().items()}

@@ -3,7 +3,8 @@
 `decode` turns one column of a `Cells` into values, from binary format in a kernel and from text format one by one, to
 equal results. Guarantees: a field that is not exactly a value of its type raises `DecodeError` with column and row; no
 type is guessed. It does not know enums and domains (user-defined, so without fixed oids): an enum's fields are its
-labels' text, so decode them as `TEXT`; a domain is sent as its base type.
+labels' text, so decode them as `TEXT`; a domain is sent as its base type. Arrays of texts come out as people read them;
+`headrace.flow.arrays` makes lists of them.
 
 Formats: PostgreSQL source, the `*send` functions in src/backend/utils/adt.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DecodeError
+from headrace.flow.arrays import array_text
 from headrace.flow.wire import Cells, Fields, distinct, int16, int32, int64, uint16, without_value
 from headrace.models.text import NULL, kernel
 
@@ -27,7 +29,7 @@ POSITIVE_INFINITY = 2**63 - 1  # 'infinity' as a time; also any time after the y
 NEGATIVE_INFINITY = -(2**63)  # '-infinity' as a time; also any date before the year -290307
 DAY = 86_400_000_000  # microseconds
 
-Kind = Literal["int", "float", "numeric", "bool", "timestamp", "date", "char", "text", "uuid"]
+Kind = Literal["int", "float", "numeric", "bool", "timestamp", "date", "char", "text", "uuid", "texts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,10 @@ class PgType:
 BOOL, CHAR, NAME, INT8, INT2, INT4, TEXT = 16, 18, 19, 20, 21, 23, 25
 FLOAT4, FLOAT8, BPCHAR, VARCHAR, DATE, TIMESTAMP, TIMESTAMPTZ = (700, 701, 1042, 1043, 1082, 1114, 1184)
 NUMERIC, UUID = 1700, 2950
+TEXT_ARRAY, VARCHAR_ARRAY = 1009, 1015
+
+ELEMENTS = {TEXT_ARRAY: TEXT, VARCHAR_ARRAY: VARCHAR}
+"""The elements' types of the arrays that are lists of tokens."""
 
 SUPPORTED: dict[int, PgType] = {
     t.oid: t
@@ -63,6 +69,8 @@ SUPPORTED: dict[int, PgType] = {
         PgType(TIMESTAMPTZ, "timestamp with time zone", 8, "timestamp"),
         PgType(NUMERIC, "numeric", None, "numeric"),
         PgType(UUID, "uuid", 16, "uuid"),
+        PgType(TEXT_ARRAY, "text[]", None, "texts"),
+        PgType(VARCHAR_ARRAY, "character varying[]", None, "texts"),
     )
 }
 
@@ -417,11 +425,22 @@ def _decode_text(fields: Fields, pg: PgType) -> Column:
     return Column(values[codes], codes < 0)
 
 
+def _decode_texts(fields: Fields, pg: PgType) -> Column:
+    if len(missing := np.flatnonzero(fields.length < NULL)):
+        raise without_value(fields, int(missing[0]))
+    null = fields.length == NULL
+    values = np.full(len(null), None, dtype=object)
+    for row in np.flatnonzero(~null & ~fields.text).tolist():
+        values[row] = array_text(fields.bytes_at(row))
+    return Column(values, null)
+
+
 _DECODERS: dict[Kind, Callable[[Fields, PgType], Column]] = {
     "numeric": _decode_numeric,
     "char": _decode_char,
     "uuid": _decode_uuid,
     "text": _decode_text,
+    "texts": _decode_texts,
 }
 
 

@@ -32,6 +32,7 @@ from headrace.models.contract import (
     Turns,
     Uncertain,
     follow,
+    merged,
     take,
 )
 from headrace.models.target_mean import TargetMeans
@@ -405,7 +406,7 @@ class Progressive:
         if kept.all():
             return keys
         rows = self._old_rows(answers.event[~kept])
-        return _merged(keys, kept, self._kept(take(self._old, rows)))
+        return merged(keys, kept, self._kept(take(self._old, rows)))
 
     def _rows_of(self, answers: _Answers, late_means: Floats | None) -> tuple[Columns, NDArray[np.intp]]:
         """Prepared rows, and which of them are those of the events that labels answer."""
@@ -420,7 +421,7 @@ class Progressive:
             means[late] = late_means
             means[~late & ~kept] = self._open.take(answers.event[~late & ~kept]).means
             X |= _named(self.means, means[~kept])
-        return _merged(rows, kept, self.model.prepare(X)), np.arange(len(kept))
+        return merged(rows, kept, self.model.prepare(X)), np.arange(len(kept))
 
     def _old_rows(self, events: Ints) -> NDArray[np.intp]:
         rows = np.searchsorted(self._old_seq, events)
@@ -604,15 +605,6 @@ def _among(seqs: Ints, known: Ints) -> Mask:
 
 def _named(means: TargetMeans, values: Floats) -> Columns:
     return dict(zip(means.columns, np.ascontiguousarray(values.T), strict=True))
-
-
-def _merged(some: Columns, where: Mask, others: Columns) -> Arrays:
-    """Rows put together: those where `where` holds, and the others."""
-    out: Arrays = {}
-    for name, values in some.items():
-        out[name] = np.empty((len(where), *values.shape[1:]), dtype=values.dtype)
-        out[name][where], out[name][~where] = values, others[name]
-    return out
 
 
 def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -148,7 +148,7 @@ def _health(follower: Follower) -> JSONResponse:
 
 def _page(stream: str, reader: RowReader, numbers: bool) -> str:
     """One page for people, without anything from elsewhere."""
-    placeholders = {"boolean": True, "integer": 1, "number": 1.5, "string": "..."}
+    placeholders: dict[str, object] = {"boolean": True, "integer": 1, "number": 1.5, "string": "...", "array": ["..."]}
     example = {name: placeholders[column["type"][0]] for name, column in reader.schema()["properties"].items()}
     call = f"curl -X POST http://HOST:PORT/predict -d '{json.dumps(example)}'"
     cells = [(html.escape(c.source), html.escape(c.type_name)) for c in reader.columns]

@@ -1,9 +1,9 @@
 """A request's JSON object as a row of the events' table, judged as the intake would judge it.
 
-Each value becomes a field in Postgres's text format and goes through the very decoder and gate that rows of the change
-stream go through, so a request is refused exactly when the row would end in quarantine, and a row that passes gives the
-columns that the log would give. A field that is left out is NULL. Column modifiers are the source's own: send what it
-would store (a `char(5)` padded, a `numeric(6, 2)` rounded). Pure; knows nothing of HTTP.
+Each value becomes a field in Postgres's text format (a list in binary format) and goes through the very decoder and gate
+that rows of the change stream go through, so a request is refused exactly when the row would end in quarantine, and a row
+that passes gives the columns that the log would give. A field that is left out is NULL. Column modifiers are the source's
+own: send what it would store (a `char(5)` padded, a `numeric(6, 2)` rounded). Pure; knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import numpy as np
 from headrace.definition.stream import Stream
 from headrace.errors import DecodeError
 from headrace.events import Columns, LogColumn
+from headrace.flow.arrays import encode_list
 from headrace.flow.features import series
 from headrace.flow.gate import Rows, event_gate
-from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ, PgType
+from headrace.flow.pgtypes import ELEMENTS, SUPPORTED, TIMESTAMPTZ, PgType
 from headrace.flow.wire import Cells, as_bytes
 from headrace.models.text import NULL
 
@@ -34,6 +35,7 @@ _EXPECTED = {
     "numeric": "a number",
     "date": "a date such as 2026-01-31",
     "uuid": "a text with a UUID",
+    "texts": "a list of texts",
 }
 
 
@@ -101,17 +103,16 @@ class RowReader:
 
     def schema(self) -> dict[str, Any]:
         """The request as JSON Schema."""
-        types = {c.source: _json_type(SUPPORTED[c.type_oid]) for c in self.columns}
-        properties = {c.source: {"type": [types[c.source], "null"], "title": c.type_name} for c in self.columns}
+        properties = {c.source: _json_schema(SUPPORTED[c.type_oid], c.type_name) for c in self.columns}
         return {"type": "object", "properties": properties, "additionalProperties": False}
 
     def _cells(self, document: dict[str, Any]) -> Cells:
         values = ((document.get(c.source), SUPPORTED[c.type_oid]) for c in self.columns)
-        fields = [to_text(value, pg) for value, pg in values]
+        fields = [to_wire(value, pg) for value, pg in values]
         lengths = np.array([NULL if f is None else len(f) for f in fields], dtype=np.int32)
         starts = np.cumsum(np.maximum(lengths, 0), dtype=np.int64) - np.maximum(lengths, 0)
         names = tuple(c.source for c in self.columns)
-        text = np.ones((len(fields), 1), dtype=np.bool_)
+        text = np.array([[c.type_oid not in ELEMENTS] for c in self.columns])
         return Cells(as_bytes(b"".join(f or b"" for f in fields)), starts[:, None], lengths[:, None], text, names)
 
     def _unknown(self, document: dict[str, Any]) -> list[Violation]:
@@ -134,12 +135,12 @@ class RowReader:
         return mistakes
 
 
-def to_text(value: Any, pg: PgType) -> bytes | None:
-    """A JSON value in Postgres's text format; None for null and for what cannot be of the type.
+def to_wire(value: Any, pg: PgType) -> bytes | None:
+    """A JSON value in Postgres's text format, a list in binary format; None for null and for what cannot be of the type.
 
-    >>> to_text(True, SUPPORTED[16]), to_text(3.0, SUPPORTED[23]), to_text("3", SUPPORTED[23])
-    (b't', b'3', None)
-    >>> to_text("2013-01-01T05:15:00Z", SUPPORTED[1184])
+    >>> to_wire(True, SUPPORTED[16]), to_wire(3.0, SUPPORTED[23]), to_wire("3", SUPPORTED[23]), to_wire("3", SUPPORTED[1009])
+    (b't', b'3', None, None)
+    >>> to_wire("2013-01-01T05:15:00Z", SUPPORTED[1184])
     b'2013-01-01 05:15:00+00:00'
     """
     match pg.kind, value:
@@ -159,6 +160,9 @@ def to_text(value: Any, pg: PgType) -> bytes | None:
             return _utf8(value.lower())
         case (("text" | "char"), str()):
             return _utf8(value)
+        case "texts", list():
+            if all(isinstance(token, str) and "\0" not in token and _utf8(token) is not None for token in value):
+                return encode_list(value, ELEMENTS[pg.oid])
     return None
 
 
@@ -188,7 +192,14 @@ def _expected(pg: PgType) -> str:
     return _EXPECTED.get(pg.kind, "a text")
 
 
+def _json_schema(pg: PgType, title: str) -> dict[str, Any]:
+    items = {"items": {"type": "string"}} if pg.oid in ELEMENTS else {}
+    return {"type": [_json_type(pg), "null"], "title": title, **items}
+
+
 def _json_type(pg: PgType) -> str:
+    if pg.oid in ELEMENTS:
+        return "array"
     return {"bool": "boolean", "int": "integer", "float": "number", "numeric": "number"}.get(pg.kind, "string")
 
 

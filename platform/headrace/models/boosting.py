@@ -24,12 +24,16 @@ from headrace.events import Columns
 from headrace.models import snapshot, trees
 from headrace.models.contract import Floats, row_count
 from headrace.models.search import SPACE, Searched, search
-from headrace.models.text import is_category, keys_of
+from headrace.models.text import is_category, kernel, keys_of
+from headrace.models.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
 MAX_CATEGORIES = 256
 """Categories with more values than this are left to target means and linear terms: trees memorise them."""
+
+MAX_TOKENS = 64
+"""Tokens of each column that trees see, the most frequent ones; all of them are left to linear terms."""
 
 DEFAULTS: dict[str, Any] = {
     "num_leaves": 31,
@@ -93,33 +97,45 @@ class Encoding:
         Columns taken as they are, after the categories.
     wide
         Categories with too many values for trees, which linear terms may still use.
+    tokens
+        Column and the keys of its most frequent tokens, sorted. After the numbers each gives the number of a row's tokens,
+        and for every key whether the row has it; all missing where the list is.
     """
 
     categories: tuple[tuple[str, NDArray[np.uint64]], ...]
     numbers: tuple[str, ...]
     wide: tuple[str, ...] = ()
+    tokens: tuple[tuple[str, NDArray[np.uint64]], ...] = ()
 
     @classmethod
     def fit(cls, X: Columns, max_categories: int = MAX_CATEGORIES) -> Encoding:
-        """Take every number, and every category of at most `max_categories` values.
+        """Take every number, every category of at most `max_categories` values, and of lists the `MAX_TOKENS` commonest tokens.
 
         >>> fitted = Encoding.fit({"wind": np.array([3.0]), "origin": np.array(["JFK", None], dtype=object)})
         >>> fitted.numbers, [(name, len(keys)) for name, keys in fitted.categories], fitted.wide
         (('wind',), [('origin', 1)], ())
         """
-        found = {name: _distinct_keys(values) for name, values in X.items() if is_category(values)}
+        lists = {name: values for name, values in X.items() if isinstance(values, Tokens)}
+        found = {name: _distinct_keys(v) for name, v in X.items() if name not in lists and is_category(v)}
         categories = tuple((name, keys) for name, keys in found.items() if 0 < len(keys) <= max_categories)
         wide = tuple(name for name, keys in found.items() if len(keys) > max_categories)
-        return cls(categories, tuple(name for name in X if name not in found), wide)
+        numbers = tuple(name for name in X if name not in found and name not in lists)
+        return cls(categories, numbers, wide, tuple((name, _commonest(values)) for name, values in lists.items()))
 
     @property
     def category_names(self) -> tuple[str, ...]:
         """Every category, those that trees do not read included."""
         return (*(name for name, _ in self.categories), *self.wide)
 
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        """Every column of tokens."""
+        return tuple(name for name, _ in self.tokens)
+
     def matrix(self, X: Columns) -> Floats:
-        """Return float64[n, columns]: codes, then numbers; NaN where missing or unknown."""
-        out = np.empty((row_count(X), len(self.categories) + len(self.numbers)))
+        """Return float64[n, columns]: codes, then numbers, then what is said of tokens; NaN where missing or unknown."""
+        width = len(self.categories) + len(self.numbers)
+        out = np.empty((row_count(X), width + sum(1 + len(known) for _, known in self.tokens)))
         for column, (name, known) in enumerate(self.categories):
             keys = keys_of(X[name])
             place = np.searchsorted(known, keys)
@@ -127,6 +143,10 @@ class Encoding:
             out[:, column] = np.where(known[place] == keys, place, np.nan)
         for column, name in enumerate(self.numbers, start=len(self.categories)):
             out[:, column] = X[name]
+        for name, known in self.tokens:
+            lists = X[name].keys()
+            _mark(lists.values, lists.start, lists.count, known, out[:, width : width + 1 + len(known)])
+            width += 1 + len(known)
         return out
 
 
@@ -134,6 +154,26 @@ def _distinct_keys(values: Any) -> NDArray[np.uint64]:
     keys = np.unique(keys_of(values))
     known: NDArray[np.uint64] = keys[keys != 0]
     return known
+
+
+def _commonest(values: Tokens) -> NDArray[np.uint64]:
+    keys, counts = np.unique(values.keys().values, return_counts=True)
+    chosen: NDArray[np.uint64] = np.sort(keys[np.argsort(-counts, kind="stable")[:MAX_TOKENS]])
+    return chosen
+
+
+@kernel
+def _mark(values: Any, start: Any, count: Any, known: Any, out: Any) -> None:
+    for i in range(count.shape[0]):
+        missing = count[i] < 0
+        for k in range(out.shape[1]):
+            out[i, k] = np.nan if missing else 0.0
+        if not missing:
+            out[i, 0] = count[i]
+        for k in range(count[i]):
+            place = np.searchsorted(known, values[start[i] + k])
+            if place < known.shape[0] and known[place] == values[start[i] + k]:
+                out[i, 1 + place] = 1.0
 
 
 @dataclass(frozen=True)
@@ -177,19 +217,22 @@ class Ensemble:
             "categories": [name for name, _ in self.encoding.categories],
             "numbers": list(self.encoding.numbers),
             "wide": list(self.encoding.wide),
+            "tokens": list(self.encoding.token_names),
             "outstanding": self.outstanding,
         }
         if self.target is not None:
             meta["target"] = list(astuple(self.target))
-        keys = {f"keys {name}": keys for name, keys in self.encoding.categories}
+        keys = {f"keys {name}": keys for name, keys in (*self.encoding.categories, *self.encoding.tokens)}
         return snapshot.dump({"booster": np.frombuffer(self.text.encode(), dtype=np.uint8), **keys}, meta)
 
     @classmethod
     def parse(cls, artifact: bytes) -> Ensemble:
         """Read an artifact; raises SnapshotError when it is damaged."""
         arrays, meta = snapshot.parse(artifact)
-        categories = tuple((name, arrays[f"keys {name}"]) for name in meta["categories"])
-        encoding = Encoding(categories, tuple(meta["numbers"]), tuple(meta["wide"]))
+        categories, tokens = (
+            tuple((name, arrays[f"keys {name}"]) for name in meta[kind]) for kind in ("categories", "tokens")
+        )
+        encoding = Encoding(categories, tuple(meta["numbers"]), tuple(meta["wide"]), tokens)
         target = Target(*meta["target"]) if "target" in meta else None
         return cls(arrays["booster"].tobytes().decode(), encoding, float(meta["outstanding"]), target)
 

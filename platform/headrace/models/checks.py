@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from headrace.definition.loss import LARGEST
 from headrace.errors import ModelError
 from headrace.events import Columns
-from headrace.models.contract import Floats, Model, row_count, take
+from headrace.models.contract import Floats, Model, joined, row_count, take
 from headrace.models.snapshot import dump, parse
+from headrace.models.tokens import Tokens
 
 Run = tuple[bool, NDArray[np.intp], int]
 """Neighbouring log entries of one kind: whether they are labels, their events' rows, and the clock in microseconds."""
@@ -94,10 +95,14 @@ def check_model(
     _expect(_same(_probe(second, X), _probe(first, X)), name, "a restored state ends in another state")
 
 
-def _harder(X: Columns, y: Floats) -> tuple[dict[str, NDArray[Any]], Floats]:
+def _harder(X: Columns, y: Floats) -> tuple[dict[str, Any], Floats]:
     """Add rows in which everything is missing, or unknown, or large."""
-    hard: dict[str, NDArray[Any]] = {}
+    hard: dict[str, Any] = {}
     for name, values in X.items():
+        if isinstance(values, Tokens):
+            lists, many = values.lists(), [f"never seen before {number}" for number in range(40)]
+            hard[name] = Tokens.of([*lists[:20], None, many, [], *lists[20:]])
+            continue
         new = [None, "never seen before", ""] if values.dtype == object else [np.nan, 1e6, -1e6]
         hard[name] = np.concatenate([values[:20], np.array(new, dtype=values.dtype), values[20:]])
     return hard, np.concatenate([y[:20], [1.0, 0.0, 1.0], y[20:]])
@@ -168,20 +173,22 @@ def _check_prepare(name: str, model: Model, X: Columns) -> None:
         _expect(_same(nothing[column], values[:0]), name, f"prepare without rows gives another {column!r}")
     for size in (1, 7):
         pieces = [model.prepare(take(X, slice(at, at + size))) for at in range(0, n, size)]
+        together = joined(pieces)
         for column, values in whole.items():
-            joined = np.concatenate([piece[column] for piece in pieces])
-            _expect(_same(joined, values), name, f"prepare in batches of {size} gives another {column!r}")
+            _expect(_same(together[column], values), name, f"prepare in batches of {size} gives another {column!r}")
 
 
 def _probe(model: Model, X: Columns) -> Floats:
     return model.predict(model.prepare(X))
 
 
-def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Return whether two arrays are equal to the bit."""
+def _same(a: Any, b: Any) -> bool:
+    """Return whether two arrays, or columns of lists, are equal to the bit."""
+    if isinstance(a, Tokens):
+        return bool(a.lists() == b.lists())
     if a.dtype == object or b.dtype == object:
         return bool(a.tolist() == b.tolist())
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
 
 
 def _expect(kept: bool, name: str, broken: str) -> None:

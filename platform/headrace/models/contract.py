@@ -6,13 +6,13 @@ rebuild give the same bits. This module defines the types; `headrace.models.chec
 imports no model library and does no arithmetic.
 
 `Columns` holds features by name, each with one row an event. A category is a `headrace.models.text.Text`, or an object
-array of `str` with None where it is missing; a number is a float64 array, NaN where it is missing. What `Model.prepare`
-returns may hold any arrays of n rows.
+array of `str` with None where it is missing; a number is a float64 array, NaN where it is missing; a list of tokens is a
+`headrace.models.tokens.Tokens`. What `Model.prepare` returns may hold any arrays of n rows, and `Tokens` of numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.events import Columns
+from headrace.models.tokens import Tokens
 
 Floats: TypeAlias = NDArray[np.float64]
 Clock: TypeAlias = NDArray[np.int64]
@@ -262,3 +263,32 @@ def take(X: Columns, index: slice | NDArray[np.intp]) -> dict[str, Any]:
     {'a': array([2., 3.])}
     """
     return {name: values[index] for name, values in X.items()}
+
+
+def joined(parts: Sequence[Columns]) -> dict[str, Any]:
+    """Return the rows of several, one after the other; lists of tokens are of numbers.
+
+    >>> joined([{"a": np.array([1.0])}, {"a": np.array([2.0])}])
+    {'a': array([1., 2.])}
+    """
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    return {
+        name: Tokens.concat(values) if isinstance(values[0], Tokens) else np.concatenate(values)
+        for name, values in columns.items()
+    }
+
+
+def merged(some: Columns, where: NDArray[np.bool_], others: Columns) -> dict[str, Any]:
+    """Return rows put together: those where `where` holds, and the others.
+
+    >>> merged({"a": np.array([1.0])}, np.array([False, True]), {"a": np.array([2.0])})
+    {'a': array([2., 1.])}
+    """
+    out: dict[str, Any] = {}
+    for name, values in some.items():
+        if isinstance(values, Tokens):
+            out[name] = Tokens.concat([values, others[name]])[np.argsort(np.argsort(~where, kind="stable"))]
+        else:
+            out[name] = np.empty((len(where), *values.shape[1:]), dtype=values.dtype)
+            out[name][where], out[name][~where] = values, others[name]
+    return out

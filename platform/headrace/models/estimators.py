@@ -1,8 +1,9 @@
 """headrace's array models as river estimators: dicts or pandas frames in, at home in river's pipelines and checks.
 
-A feature that is a `str` or `bool` is a category, any other number a number, None or NaN a missing value; what a row leaves
-out is missing from it. Guarantees that `learn_many` gives the bits that `learn_one` gives row after row, and that a saved
-estimator goes on to the bit. Importing this module imports river, so nothing that follows a log does.
+A feature that is a `str` or `bool` is a category, any other number a number, a list of `str` its tokens, None or NaN a
+missing value; what a row leaves out is missing from it. Guarantees that `learn_many` gives the bits that `learn_one` gives
+row after row, and that a saved estimator goes on to the bit. Importing this module imports river, so nothing that follows a
+log does.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from headrace.models.contract import Arrays, Floats, Model, Turns, take
 from headrace.models.ftrl import Ftrl
 from headrace.models.label_mean import LabelMean
 from headrace.models.text import Text, is_category
+from headrace.models.tokens import Tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,16 +42,19 @@ Features = Mapping[Any, Any]
 """What river hands over: a row's features by name."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_KINDS = {"category": "a category (str or bool)", "number": "a number", "tokens": "tokens (a list of str)"}
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class ArrayEstimator(base.Estimator):
     """What the estimators below have in common."""
 
-    def _begin(self, model: Model, categories: Sequence[str] = (), numbers: Sequence[str] = ()) -> None:
+    def _begin(
+        self, model: Model, categories: Sequence[str] = (), numbers: Sequence[str] = (), tokens: Sequence[str] = ()
+    ) -> None:
         self._model = model
         self._labels = 0  # learned so far: the model's clock
-        self._reads = dict.fromkeys(categories, True) | dict.fromkeys(numbers, False)  # columns: whether categories
+        self._reads = _kinds(categories, numbers, tokens)
 
     def learn_one(self, x: Features, y: Any, w: float = 1.0) -> None:
         """Learn a row's label, True or False (or 1 or 0), or a regressor's number, with weight `w`."""
@@ -100,18 +105,15 @@ class ArrayEstimator(base.Estimator):
         Raises
         ------
         ModelError
-            A category comes as a number, or the other way round.
+            A category comes as a number, or the like.
         """
         arranged: dict[str, Any] = {}
-        for name, category in self._reads.items():
+        for name, kind in self._reads.items():
             values = found.get(name)
             if values is None:
-                values = np.zeros(n, dtype=np.uint64) if category else np.full(n, np.nan)
-            elif is_category(values) != category:
-                kinds = ("a number", "a category (str or bool)")
-                raise ModelError(
-                    f"found {kinds[not category]} for feature {name!r}, expected {kinds[category]} as before"
-                )
+                values = _missing(kind, n)
+            elif (comes := _kind(values)) != kind:
+                raise ModelError(f"found {_KINDS[comes]} for feature {name!r}, expected {_KINDS[kind]} as before")
             arranged[name] = values
         return arranged
 
@@ -147,7 +149,7 @@ class FtrlEstimator(ArrayEstimator):
         for start, stop in pairwise(sorted({0, len(y), *first.values()})):
             if new := {name: found[name][:0] for name, row in first.items() if row == start}:
                 self._model.widen(new)
-                self._reads |= {name: is_category(values) for name, values in new.items()}
+                self._reads |= {name: _kind(values) for name, values in new.items()}
             rows = slice(start, stop)
             if self._reads:
                 super()._learn(take(found, rows), y[rows], w[rows])
@@ -159,16 +161,15 @@ class FtrlEstimator(ArrayEstimator):
 
     def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
         super().load(arrays, meta)
-        categories, numbers = self._model.columns
-        self._reads = dict.fromkeys(categories, True) | dict.fromkeys(numbers, False)
+        self._reads = _kinds(*self._model.columns)
 
 
 class FtrlClassifier(FtrlEstimator, ArrayClassifier):
-    """FTRL-Proximal logistic regression over categories and numbers as they are; no encoder or scaler is needed.
+    """FTRL-Proximal logistic regression over categories, tokens and numbers as they are; no encoder or scaler is needed.
 
-    Every value of a category has a weight, a number one on its standardised value and one for each quarter of a standard
-    deviation. A feature counts from the first row that has a value for it, and is missing from rows without one. Memory is
-    bounded by `max_weights` and by 250 categories and 4,096 numbers at most.
+    Every value of a category and every token has a weight, a number one on its standardised value and one for each quarter of
+    a standard deviation. A feature counts from the first row that has a value for it, and is missing from rows without one.
+    Memory is bounded by `max_weights` and by 250 categories (lists of tokens among them) and 4,096 numbers at most.
 
     Parameters
     ----------
@@ -183,7 +184,7 @@ class FtrlClassifier(FtrlEstimator, ArrayClassifier):
     expire_after
         Labels after which a weight that met none is forgotten; None for never.
     max_weights
-        Weights of categories at most, 80 bytes each; then those without a label for longest go.
+        Weights of categories and tokens at most, 80 bytes each; then those without a label for longest go.
 
     Examples
     --------
@@ -313,7 +314,8 @@ class TreesClassifier(ArrayClassifier):
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.ensemble = ensemble
-        self._begin(self._built(), ensemble.encoding.category_names, ensemble.encoding.numbers)
+        encoding = ensemble.encoding
+        self._begin(self._built(), encoding.category_names, encoding.numbers, encoding.token_names)
 
     @abstractmethod
     def _built(self) -> Model:
@@ -508,12 +510,29 @@ def _check_saved_by(estimator: base.Estimator, meta: Mapping[str, Any]) -> None:
         raise ModelError(f"found a state of {meta.get('estimator')}, expected one of {type(estimator).__name__}")
 
 
-def _plain(name: Any, value: Any) -> str | float | None:
-    """A feature's value: a category's name, a number, or None for a missing one.
+def _kinds(categories: Sequence[str], numbers: Sequence[str], tokens: Sequence[str]) -> dict[str, str]:
+    """Columns, and what each is."""
+    return dict.fromkeys(categories, "category") | dict.fromkeys(numbers, "number") | dict.fromkeys(tokens, "tokens")
 
-    >>> _plain("wind", 3), _plain("late", True), _plain("wind", float("nan"))
-    (3.0, 'true', None)
+
+def _kind(values: Any) -> str:
+    return "tokens" if isinstance(values, Tokens) else "category" if is_category(values) else "number"
+
+
+def _missing(kind: str, n: int) -> Any:
+    if kind == "tokens":
+        return Tokens.missing(n)
+    return np.zeros(n, dtype=np.uint64) if kind == "category" else np.full(n, np.nan)
+
+
+def _plain(name: Any, value: Any) -> str | float | list[str] | None:
+    """A feature's value: a category's name, a number, a list of tokens, or None for a missing one.
+
+    >>> _plain("wind", 3), _plain("late", True), _plain("wind", float("nan")), _plain("genres", ["war"])
+    (3.0, 'true', None, ['war'])
     """
+    if isinstance(value, list | tuple) and all(isinstance(token, str) for token in value):
+        return list(value)
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool | np.bool_):
@@ -522,7 +541,7 @@ def _plain(name: Any, value: Any) -> str | float | None:
         number = float(value)
     except (TypeError, ValueError) as error:
         raise ModelError(
-            f"found {type(value).__name__} for feature {name!r}, expected str, bool, a number or None"
+            f"found {type(value).__name__} for feature {name!r}, expected str, bool, a number, a list of str or None"
         ) from error
     return number if number == number else None
 
@@ -536,13 +555,18 @@ def _text(name: Any, value: Any) -> str | None:
     plain = _plain(name, value)
     if isinstance(plain, float):
         return str(int(value)) if plain.is_integer() else str(plain)
+    if isinstance(plain, list):
+        raise ModelError(f"found a list for feature {name!r}, expected a single value to group by")
     return plain
 
 
-def _row(x: Features) -> dict[str, NDArray[Any]]:
-    """One row's known values: uint64[1] keys of categories, float64[1] numbers."""
+def _row(x: Features) -> dict[str, Any]:
+    """One row's known values: uint64[1] keys of categories, float64[1] numbers, tokens."""
     row = {str(name): value for name, raw in x.items() if (value := _plain(name, raw)) is not None}
-    return {n: _key(value) if isinstance(value, str) else np.array([value]) for n, value in row.items()}
+    return {
+        n: _key(v) if isinstance(v, str) else Tokens.of([v]).keys() if isinstance(v, list) else np.array([v])
+        for n, v in row.items()
+    }
 
 
 @lru_cache(1 << 16)
@@ -551,21 +575,27 @@ def _key(value: str) -> NDArray[np.uint64]:
     return Text.of([value]).keys()
 
 
-def _frame(X: pd.DataFrame) -> dict[str, NDArray[Any]]:
+def _frame(X: pd.DataFrame) -> dict[str, Any]:
     """The same of a frame's rows, for columns with a known value: 0 and NaN where a row has none."""
     found = {str(name): _column(name, values) for name, values in X.items()}
     return {name: values for name, values in found.items() if values is not None}
 
 
-def _column(name: Any, column: pd.Series) -> NDArray[Any] | None:
+def _column(name: Any, column: pd.Series) -> Any:
     if column.dtype.kind in "iuf":
         numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
         return None if bool(np.isnan(numbers).all()) else numbers
     pairs = zip(column.tolist(), column.isna().tolist(), strict=True)
-    values = [None if missing else _plain(name, value) for value, missing in pairs]
+    values: list[Any] = [None if missing else _plain(name, value) for value, missing in pairs]
     known = [value for value in values if value is not None]
     if not known:
         return None
+    if (lists := sum(isinstance(value, list) for value in known)) == len(known):
+        return Tokens.of(values).keys()
+    if lists:
+        raise ModelError(
+            f"found lists and single values for feature {name!r}, expected one of them: convert the column"
+        )
     names = [value for value in values if not isinstance(value, float)]
     if len(names) == len(values):
         return Text.of(names).keys()
@@ -574,7 +604,9 @@ def _column(name: Any, column: pd.Series) -> NDArray[Any] | None:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _first_known(values: NDArray[Any]) -> int:
+def _first_known(values: Any) -> int:
+    if isinstance(values, Tokens):
+        return int(np.argmax(values.count >= 0))
     return int(np.argmax(values != 0 if is_category(values) else values == values))
 
 

@@ -1,12 +1,12 @@
-"""FTRL-Proximal regression straight from columns: categories, numbers, missing values.
+"""FTRL-Proximal regression straight from columns: categories, numbers, lists of tokens, missing values.
 
 McMahan et al., "Ad Click Prediction: a View from the Trenches" (2013), sections 3.1 and 4. Every value of a category has a
 weight of its own in a table without collisions; a number has a linear weight on its standardised value, and, with `bins`,
-one for each quarter of a standard deviation, as a category would. All of it is one compiled pass, exactly sequential: a
-range of the log gives the same bits however it is cut. Where labels are numbers the link is linear, on labels less their
-running mean over their running mean absolute deviation: learning rates then mean the same for minutes and for millions. A
-row's features are laid out side by side, so that their roots and
-divisions are worked out several at a time.
+one for each quarter of a standard deviation, as a category would; a token has one, of value 1 in rows that hold it. All of
+it is one compiled pass, exactly sequential: a range of the log gives the same bits however it is cut. Where labels are
+numbers the link is linear, on labels less their running mean over their running mean absolute deviation: learning rates then
+mean the same for minutes and for millions. A row's features are laid out side by side, so that their roots and divisions are
+worked out several at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,12 @@ from headrace.models.contract import Arrays, Clock, Floats, Rates, row_count, ta
 from headrace.models.influence import LOGISTIC, pull, reach_of
 from headrace.models.table import KEY, LAST, OWN, Table, find, insert, must_grow
 from headrace.models.text import is_category, kernel, keys_of, mix64, seed_of
+from headrace.models.tokens import Tokens, beside, item, readable, width
 
 _Z, _ROOT, _W = 0, 1, 2  # of a weight: z, the square root of n, and what it is; in the table after `OWN`
 _GROUP_BITS = np.uint64(56)  # a key's high byte is its feature's number: rates are reported by feature
 _PAIRS = 255  # the number of all pairs together: it stays when there are more categories
+_TOKENS = 254  # the number of the first column of tokens; the others come down from it
 _MAX_CATEGORIES = 250
 _MAX_NUMBERS = 4096  # a row has a place for each, used or not
 _COUNT, _MEAN, _SQUARES, _PER_SPREAD, _CENTRE, _BIN = 0, 1, 2, 3, 4, 5  # rows of `_scale`
@@ -58,7 +61,7 @@ _NONE, _NO_CLOCK = np.empty(0), np.empty(0, dtype=np.int64)
 
 
 class Ftrl:
-    """FTRL-Proximal over a row's categories and numbers.
+    """FTRL-Proximal over a row's categories, numbers and tokens.
 
     A feature of value x has z and n, and the weight w = 0 if |z| <= l1, else -(z - sgn(z) l1) / ((beta + sqrt(n)) / alpha +
     l2). At a label: g = weight (p - y) x, z += g - (sqrt(n + g^2) - sqrt(n)) / alpha w, n += g^2. Where labels are numbers,
@@ -72,14 +75,14 @@ class Ftrl:
     bins
         Whether numbers also have a weight for each quarter of a standard deviation, and one for being missing.
     pairs
-        Whether every pair of categories is a category as well.
+        Whether every pair of categories is a category as well; tokens make none.
     admit_after
         Sightings, counted in a sketch, before a value gets a weight: values that are seen once cost no memory.
     expire_after
         Microseconds without a label after which a weight is forgotten; None for never.
     max_weights
-        Weights of categories at most, 80 bytes each, up to twice that when it is no power of two; then those without a label
-        for longest go.
+        Weights of categories and tokens at most, 80 bytes each, up to twice that when it is no power of two; then those
+        without a label for longest go.
     loss
         What is learned: log loss of a yes or no, or a number's absolute or capped squared error.
 
@@ -122,9 +125,13 @@ class Ftrl:
         self._state = np.zeros(3, dtype=np.int64)
         self._target = np.array([reach_of(loss), 0.0, 0.0, 0.0])
         self._layout: _Layout | None = None
+        self._laid: Floats
 
     def prepare(self, X: Columns) -> Columns:
-        """Return uint64[n, categories and pairs] keys, 0 where missing, and float64[n, numbers], NaN where missing."""
+        """Return uint64[n, categories and pairs] keys, 0 where missing, and float64[n, numbers], NaN where missing.
+
+        With tokens the keys are `Tokens`: of each row those, and then its tokens'.
+        """
         layout, n = self._fitted(X), row_count(X)
         keys = np.empty((n, layout.width), dtype=np.uint64)
         for column, (name, seed) in enumerate(zip(layout.categories, layout.seeds, strict=True)):
@@ -134,7 +141,12 @@ class Ftrl:
         numbers = np.empty((n, len(layout.numbers)))
         for column, name in enumerate(layout.numbers):
             numbers[:, column] = X[name]
-        return {"keys": keys, "numbers": numbers}
+        if not layout.tokens:
+            return {"keys": keys, "numbers": numbers}
+        lists = [X[name].keys(seed_of(name)) for name in layout.tokens]
+        for column, values in enumerate(lists):
+            _enter(values.values, np.uint64(_TOKENS - column), values.values[:, None], 0)
+        return {"keys": beside(keys, lists), "numbers": numbers}
 
     def run(
         self,
@@ -149,16 +161,30 @@ class Ftrl:
         """Predict events and learn labels, in their order; see `headrace.models.contract.Sequential`."""
         p, at = np.empty(len(events["keys"])), 0
         row = np.arange(len(y)) if row is None else row
+        e_keys, l_keys = self._readable(events["keys"]), self._readable(labels["keys"])
         while True:
             table = self._table
             at = _run(
-                at, order, events["keys"], events["numbers"], labels["keys"], labels["numbers"], row, y, weight, clock,
+                at, order, e_keys, events["numbers"], l_keys, labels["numbers"], row, y, weight, clock,
                 table.cells, table.floats, table.state, self._sketch, self._state, self._laid, self._bins, self._scale,
                 self._params, self._target, p,
             )  # fmt: skip
             if at == len(order):
                 return p
             table.grow()
+
+    def _readable(self, keys: NDArray[np.uint64] | Tokens) -> Any:
+        """Keys as kernels take them; makes room for the row with most of them."""
+        if isinstance(keys, Tokens) and (lanes := self._lanes(keys.widest)) > self._laid.shape[1]:
+            laid: Floats = np.zeros((3, lanes))
+            laid[:, : self._linear.shape[1]] = self._linear
+            self._laid = laid
+        return readable(keys)
+
+    def _lanes(self, keys: int) -> int:
+        """Room for a row of so many keys, beside its numbers, the bias and their bins."""
+        count = len(self.columns[1])
+        return _whole_lanes(count + 1 + keys + (count if len(self._bins) else 0))
 
     def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
         """Predict n events; see `headrace.models.contract.Model`."""
@@ -220,10 +246,10 @@ class Ftrl:
         McMahan et al. (2013), section 5; beta keeps it finite for features that were never seen. Where labels are numbers it
         is in their unit.
         """
-        out = np.empty(len(X["keys"]))
+        out, keys = np.empty(len(X["keys"])), self._readable(X["keys"])
         table = self._table
         _uncertainty(
-            X["keys"], X["numbers"], table.cells, table.floats, self._laid, self._bins, self._scale, self._params, out
+            keys, X["numbers"], table.cells, table.floats, self._laid, self._bins, self._scale, self._params, out
         )
         return out * self._target[_SPREAD] if self._numeric else out
 
@@ -264,7 +290,8 @@ class Ftrl:
             arrays["sketch"] = self._sketch.copy()
         if self._numeric:
             arrays["target"] = self._target.copy()
-        return arrays, {"columns": [list(self._layout.categories), list(self._layout.numbers)], "table": table}
+        categories, numbers, tokens = map(list, self.columns)
+        return arrays, {"columns": [categories, numbers, *([tokens] if tokens else [])], "table": table}
 
     def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
         """Take over saved weights.
@@ -276,8 +303,8 @@ class Ftrl:
         """
         if not meta:
             return
-        categories, numbers = meta["columns"]
-        self._lay_out(_Layout(tuple(categories), tuple(numbers), self._pairs))
+        categories, numbers, *tokens = map(tuple, meta["columns"])
+        self._lay_out(_Layout(categories, numbers, tokens[0] if tokens else (), self._pairs))
         self._table.load("weights", arrays, meta["table"])
         self._linear[:] = arrays["linear"]
         self._bins, self._scale, self._state = (arrays[name].copy() for name in ("bins", "scale", "state"))
@@ -287,9 +314,10 @@ class Ftrl:
             self._target = arrays["target"].copy()
 
     @property
-    def columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Categories and numbers that the model reads; none before it saw any."""
-        return ((), ()) if self._layout is None else (self._layout.categories, self._layout.numbers)
+    def columns(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """Categories, numbers and tokens that the model reads; none before it saw any."""
+        layout = self._layout
+        return ((), (), ()) if layout is None else (layout.categories, layout.numbers, layout.tokens)
 
     def widen(self, X: Columns) -> None:
         """Read these columns as well from now on; they come after the others, whose weights stay what they are.
@@ -299,15 +327,15 @@ class Ftrl:
         ModelError
             There are too many.
         """
-        more_categories, more_numbers = _names(X)
-        categories, numbers = self.columns
+        count = len(self.columns[1])
         before = None if self._layout is None else (self._linear, self._bins, self._scale)
-        self._lay_out(_Layout(categories + more_categories, numbers + more_numbers, self._pairs))
+        categories, numbers, tokens = (known + more for known, more in zip(self.columns, _names(X), strict=True))
+        self._lay_out(_Layout(categories, numbers, tokens, self._pairs))
         if before is not None:
             linear, bins, scale = before
-            self._linear[:, : len(numbers)], self._linear[:, -1] = linear[:, :-1], linear[:, -1]
+            self._linear[:, :count], self._linear[:, -1] = linear[:, :-1], linear[:, -1]
             self._bins[: len(bins)] = bins
-            self._scale[:, : len(numbers)] = scale[:, : len(numbers)]
+            self._scale[:, :count] = scale[:, :count]
 
     @property
     def _linear(self) -> Floats:
@@ -322,36 +350,37 @@ class Ftrl:
         ModelError
             Later ones differ, or there are too many.
         """
-        categories, numbers = _names(X)
+        found = _names(X)
         if self._layout is None:
-            self._lay_out(_Layout(categories, numbers, self._pairs))
+            self._lay_out(_Layout(*found, self._pairs))
         layout = self._layout
         assert layout is not None
-        if (layout.categories, layout.numbers) != (categories, numbers):
+        if self.columns != found:
             raise ModelError(
-                f"found columns {', '.join((*categories, *numbers))}, expected those that the model began with: "
-                f"{', '.join((*layout.categories, *layout.numbers))}"
+                f"found columns {', '.join(chain(*found))}, expected those that the model began with: "
+                f"{', '.join(chain(*self.columns))}"
             )
         return layout
 
     def _lay_out(self, layout: _Layout) -> None:
-        count = len(layout.numbers)
-        if len(layout.categories) > _MAX_CATEGORIES or count > _MAX_NUMBERS:
+        count, named = len(layout.numbers), len(layout.categories) + len(layout.tokens)
+        if named > _MAX_CATEGORIES or count > _MAX_NUMBERS:
             raise ModelError(
-                f"found {len(layout.categories)} categories and {count} numbers for FTRL, expected at most "
-                f"{_MAX_CATEGORIES} and {_MAX_NUMBERS}: what is 0 in nearly every row belongs into a category as a value"
+                f"found {named} categories and {count} numbers for FTRL, expected at most {_MAX_CATEGORIES} and "
+                f"{_MAX_NUMBERS}: what is 0 in nearly every row belongs into a category as a value, or into a list of tokens"
             )
         self._layout = layout
         self._bins = np.zeros((count * _PLACES if self._params[4] else 0, 3))
-        # z, roots and weights of the numbers and the bias; behind them is room for a row's categories and bins.
-        self._laid = np.zeros((3, _whole_lanes(count + 1 + layout.width + (count if len(self._bins) else 0))))
+        # z, roots and weights of the numbers and the bias; behind them is room for a row's categories, tokens and bins.
+        self._laid = np.zeros((3, self._lanes(layout.width)))
         self._scale = np.zeros((6, _whole_lanes(count)))
 
 
-def _names(X: Columns) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Categories and numbers among the columns."""
-    categories = tuple(name for name, values in X.items() if is_category(values))
-    return categories, tuple(name for name in X if name not in categories)
+def _names(X: Columns) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Categories, numbers and tokens among the columns."""
+    tokens = tuple(name for name, values in X.items() if isinstance(values, Tokens))
+    categories = tuple(name for name, values in X.items() if name not in tokens and is_category(values))
+    return categories, tuple(name for name in X if name not in (*categories, *tokens)), tokens
 
 
 def _whole_lanes(count: int) -> int:
@@ -361,11 +390,13 @@ def _whole_lanes(count: int) -> int:
 class _Layout:
     """Which columns a model reads, and in which order.
 
-    A feature's number is the high byte of its keys: 1 for the first category, and so on.
+    A feature's number is the high byte of its keys: 1 for the first category, and so on; 254 for the first tokens, 253, ...
     """
 
-    def __init__(self, categories: tuple[str, ...], numbers: tuple[str, ...], pairs: bool) -> None:
-        self.categories, self.numbers, self._pairs = categories, numbers, pairs
+    def __init__(
+        self, categories: tuple[str, ...], numbers: tuple[str, ...], tokens: tuple[str, ...], pairs: bool
+    ) -> None:
+        self.categories, self.numbers, self.tokens, self._pairs = categories, numbers, tokens, pairs
         self.seeds = [seed_of(name) for name in categories]
         count = len(categories)
         self.width = count + (count * (count - 1) // 2 if pairs else 0)
@@ -373,7 +404,8 @@ class _Layout:
     def groups(self) -> list[tuple[str, int]]:
         """Features with weights in the table, and their numbers."""
         own = [(name, number) for number, name in enumerate(self.categories, start=1)]
-        return own + ([("pairs", _PAIRS)] if self._pairs else [])
+        pairs = [("pairs", _PAIRS)] if self._pairs else []
+        return own + pairs + [(name, _TOKENS - column) for column, name in enumerate(self.tokens)]
 
 
 @kernel
@@ -508,7 +540,11 @@ def _lay(
     keys: Any, i: Any, count: Any, cells: Any, floats: Any, oldest: Any, laid: Any, bins: Any, scale: Any, rows: Any,
     raw: Any, x: Any,
 ) -> Any:  # fmt: skip
-    """Lay the features of a row side by side: their values in `x`, their weights in `laid`, and in `rows` where those are."""
+    """Lay the features of a row side by side: their values in `x`, their weights in `laid`, and in `rows` where those are.
+
+    Returns how many lanes the row takes: what lies behind them is another row's.
+    """
+    own = width(keys, i)
     for j in range(raw.shape[0]):
         away = (raw[j] - scale[_MEAN, j]) * scale[_PER_SPREAD, j]
         away = -_CLIP if away < -_CLIP else away
@@ -516,8 +552,8 @@ def _lay(
         x[j] = away if raw[j] - raw[j] == 0.0 else 0.0
     x[count] = 1.0
     at = count + 1
-    for k in range(keys.shape[1]):
-        key, row = keys[i, k], np.int64(-1)
+    for k in range(own):
+        key, row = item(keys, i, k), np.int64(-1)
         x[at] = 0.0
         if key != np.uint64(0):
             row = find(cells, key)
@@ -534,17 +570,20 @@ def _lay(
             place = _bin(raw[j], scale[_CENTRE, j], scale[_BIN, j])
             row = j * _PLACES + place
             x[at] = 0.0 if place < 0 else 1.0
-            rows[keys.shape[1] + j] = row if place >= 0 else -1
+            rows[own + j] = row if place >= 0 else -1
             if place >= 0:
                 laid[_Z, at], laid[_ROOT, at], laid[_W, at] = bins[row, _Z], bins[row, _ROOT], bins[row, _W]
             at += 1
+    lanes = -(-at // _LANES) * _LANES
+    x[at:lanes] = 0.0
+    return lanes
 
 
 @kernel
-def _dot(x: Any, w: Any) -> Any:
+def _dot(x: Any, w: Any, lanes: Any) -> Any:
     """Four sums side by side: one would wait for itself at every feature."""
     a = b = c = d = 0.0
-    for j in range(0, x.shape[0], 4):
+    for j in range(0, lanes, 4):
         a += x[j] * w[j]
         b += x[j + 1] * w[j + 1]
         c += x[j + 2] * w[j + 2]
@@ -559,9 +598,9 @@ def _run(
     params: Any, target: Any, p: Any,
 ) -> Any:  # fmt: skip
     """Entries from `at` on; returns where it stopped, before the end when the table must grow."""
-    width, count = e_keys.shape[1], e_numbers.shape[1]
+    count = e_numbers.shape[1]
     z, root, w = laid[_Z], laid[_ROOT], laid[_W]
-    rows, x = np.empty(width + count, dtype=np.int64), np.zeros(w.shape[0])
+    rows, x = np.empty(w.shape[0], dtype=np.int64), np.zeros(w.shape[0])
     raw = np.full(scale.shape[1], np.nan)
     expires, stands = np.int64(params[_EXPIRES]), params[_STANDS] > 0.0
     for at_entry in range(at, order.shape[0]):
@@ -570,13 +609,14 @@ def _run(
             oldest = state[_NOW] - expires if expires else np.int64(_NEVER)
             for j in range(count):
                 raw[j] = e_numbers[i, j]
-            _lay(e_keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
-            dot = _dot(x, w)
+            lanes = _lay(e_keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
+            dot = _dot(x, w, lanes)
             p[i] = sigmoid(dot) if target[_REACH] == LOGISTIC else target[_LEVEL] + target[_SPREAD] * dot
             continue
         label = -1 - i
         i = l_row[label]
-        if must_grow(cells, counters, width):
+        own = width(l_keys, i)
+        if must_grow(cells, counters, own):
             return at_entry
         now = clock[label]
         state[_NOW] = now
@@ -585,13 +625,13 @@ def _run(
             raw[j] = l_numbers[i, j]
         if not stands:
             _update_scale(raw, scale)
-        _lay(l_keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
-        g = weight[label] * _gradient(_dot(x, w), y[label], target, stands)
-        for j in range(w.shape[0]):
+        lanes = _lay(l_keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
+        g = weight[label] * _gradient(_dot(x, w, lanes), y[label], target, stands)
+        for j in range(lanes):
             z[j], root[j], w[j] = _learned(z[j], root[j], w[j], g * x[j], params)
         moved = False
-        for k in range(width):
-            key, row = l_keys[i, k], rows[k]
+        for k in range(own):
+            key, row = item(l_keys, i, k), rows[k]
             if key == np.uint64(0):
                 continue
             if row < 0 or moved:  # without a weight, or perhaps no more where it was
@@ -606,7 +646,7 @@ def _run(
             cells[row, LAST] = np.uint64(now)
         if bins.shape[0]:
             for j in range(count):
-                row, k = rows[width + j], count + 1 + width + j
+                row, k = rows[own + j], count + 1 + own + j
                 if row >= 0:
                     bins[row, _Z], bins[row, _ROOT], bins[row, _W] = z[k], root[k], w[k]
     return order.shape[0]
@@ -616,14 +656,14 @@ def _run(
 def _uncertainty(
     keys: Any, numbers: Any, cells: Any, floats: Any, laid: Any, bins: Any, scale: Any, params: Any, out: Any
 ) -> None:
-    width, count = keys.shape[1], numbers.shape[1]
-    rows, x = np.empty(width + count, dtype=np.int64), np.zeros(laid.shape[1])
+    count = numbers.shape[1]
+    rows, x = np.empty(laid.shape[1], dtype=np.int64), np.zeros(laid.shape[1])
     raw = np.full(scale.shape[1], np.nan)
-    for i in range(keys.shape[0]):
+    for i in range(numbers.shape[0]):
         for j in range(count):
             raw[j] = numbers[i, j]
-        _lay(keys, i, count, cells, floats, np.int64(_NEVER), laid, bins, scale, rows, raw, x)
+        lanes = _lay(keys, i, count, cells, floats, np.int64(_NEVER), laid, bins, scale, rows, raw, x)
         total = 0.0
-        for j in range(x.shape[0]):
+        for j in range(lanes):
             total += abs(x[j]) / (params[1] + laid[_ROOT, j])
         out[i] = total / params[0]

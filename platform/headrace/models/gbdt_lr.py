@@ -1,4 +1,4 @@
-"""Leaves of frozen boosted trees, and hashed categories, as features of a regression that learns online.
+"""Leaves of frozen boosted trees, and hashed categories and tokens, as features of a regression that learns online.
 
 He et al. (2014): the leaf that each tree puts a row in is a categorical feature. The trees' score is the fixed part of
 the logit and every weight starts at zero, so the model starts as good as its trees, owes nothing to labels they were
@@ -23,15 +23,16 @@ from headrace.models.boosting import Ensemble
 from headrace.models.contract import Arrays, Clock, Floats, row_count, take
 from headrace.models.influence import LOGISTIC, pull, reach_of
 from headrace.models.text import kernel, keys_of, seed_of
+from headrace.models.tokens import Tokens, beside, item, readable, width
 
 LEAF_ALPHA = 0.001
 """FTRL's alpha of the leaves: they repeat what the score says, so they move slowly."""
 
 CATEGORY_ALPHA = 0.03
-"""FTRL's alpha of the hashed categories."""
+"""FTRL's alpha of the hashed categories and tokens."""
 
 TABLE_BITS = 16
-"""The table of hashed categories has two to this many slots."""
+"""The table of hashed categories and tokens has two to this many slots."""
 
 _Z, _N, _ROOT, _W = (
     0,
@@ -43,7 +44,7 @@ _NONE, _NO_CLOCK = np.empty(0), np.empty(0, dtype=np.int64)
 
 
 class GbdtLr:
-    """Regression on leaves and categories, on top of the trees' score or without it.
+    """Regression on leaves, categories and tokens, on top of the trees' score or without it.
 
     FTRL-Proximal (McMahan et al. 2013, section 3.1) without L1 and L2, beta = 1, features of value 1:
     w_i = -z_i alpha / (1 + sqrt(n_i)); at a label g = weight (p - y) with p of then,
@@ -81,10 +82,11 @@ class GbdtLr:
         categories = ensemble.encoding.category_names  # a missing value adds nothing to the logit
         self._mask = np.uint64((1 << table_bits) - 1)
         self._leaves = ensemble.trees.leaves
-        self._alphas = np.concatenate(
-            [np.full(ensemble.trees.count, leaf_alpha), np.full(len(categories), category_alpha)]
-        )
+        tokens = ensemble.encoding.token_names
+        named = len(categories) + min(len(tokens), 1)  # what comes after the last one has its alpha
+        self._alphas = np.concatenate([np.full(ensemble.trees.count, leaf_alpha), np.full(named, category_alpha)])
         self._categories = tuple((name, seed_of(f"gbdt_lr {name}")) for name in categories)
+        self._tokens = tuple((name, seed_of(f"gbdt_lr {name}")) for name in tokens)
         self._offset = float(offset)
         self._table_bits = table_bits
         self._weights = self._begin()
@@ -104,14 +106,23 @@ class GbdtLr:
         _work_out(self._weights, alphas)
 
     def prepare(self, X: Columns) -> Columns:
-        """Return the trees' score, and int32[n, trees + categories] rows of the weights, -1 for a missing value."""
+        """Return the trees' score, and int32[n, trees + categories] rows of the weights, -1 for a missing value.
+
+        With tokens the rows of the weights are `Tokens`: of each row those, and then its tokens'.
+        """
         leaves, score = self._ensemble.trees.walk(self._ensemble.encoding.matrix(X))
-        slots = np.empty((row_count(X), len(self._alphas)), dtype=np.int32)
+        slots = np.empty((row_count(X), leaves.shape[1] + len(self._categories)), dtype=np.int32)
         slots[:, : leaves.shape[1]] = leaves
         for column, (name, seed) in enumerate(self._categories, start=leaves.shape[1]):
             keys = keys_of(X[name], seed)
-            slots[:, column] = np.where(keys == 0, -1, self._leaves + (keys & self._mask).astype(np.int64))
-        return {"score": score, "slots": slots}
+            slots[:, column] = np.where(keys == 0, -1, self._slot(keys))
+        if not self._tokens:
+            return {"score": score, "slots": slots}
+        lists = [X[name].keys(seed) for name, seed in self._tokens]
+        return {"score": score, "slots": beside(slots, [Tokens(self._slot(v.values), v.start, v.count) for v in lists])}
+
+    def _slot(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        return self._leaves + (keys & self._mask).astype(np.int64)
 
     def run(
         self,
@@ -126,7 +137,7 @@ class GbdtLr:
         """Predict events and learn labels, in their order; see `headrace.models.contract.Sequential`."""
         p = np.empty(len(events["score"]))
         _run(
-            order, events["score"], events["slots"], labels["score"], labels["slots"],
+            order, events["score"], readable(events["slots"]), labels["score"], readable(labels["slots"]),
             np.arange(len(y)) if row is None else row, y, weight, self._offset, self._link, self._alphas,
             self._weights, p,
         )  # fmt: skip
@@ -178,9 +189,10 @@ class GbdtLr:
 @kernel
 def _logit(slots: Any, i: Any, weights: Any) -> Any:
     total = 0.0
-    for k in range(slots.shape[1]):
-        if slots[i, k] >= 0:
-            total += weights[slots[i, k], _W]
+    for k in range(width(slots, i)):
+        row = item(slots, i, k)
+        if row >= 0:
+            total += weights[row, _W]
     return total
 
 
@@ -202,6 +214,7 @@ def _run(
     order: Any, e_score: Any, e_slots: Any, l_score: Any, l_slots: Any, rows: Any, y: Any, weight: Any, offset: Any,
     link: Any, alphas: Any, weights: Any, p: Any,
 ) -> None:  # fmt: skip
+    last = alphas.shape[0] - 1
     for i in order:
         if i >= 0:
             p[i] = _predicted(offset * e_score[i], _logit(e_slots, i, weights), link)
@@ -210,11 +223,11 @@ def _run(
         at = rows[i]
         q = _predicted(offset * l_score[at], _logit(l_slots, at, weights), link)
         g = weight[i] * (q - y[i] if link[0] == LOGISTIC else -pull(y[i] - q, link[1], link[0]))
-        for k in range(l_slots.shape[1]):
-            row = l_slots[at, k]
+        for k in range(width(l_slots, at)):
+            row, alpha = item(l_slots, at, k), alphas[min(k, last)]
             if row >= 0:
                 weights[row, _N] += g * g
                 root = np.sqrt(weights[row, _N])
-                weights[row, _Z] += g - (root - weights[row, _ROOT]) / alphas[k] * weights[row, _W]
+                weights[row, _Z] += g - (root - weights[row, _ROOT]) / alpha * weights[row, _W]
                 weights[row, _ROOT] = root
-                weights[row, _W] = -weights[row, _Z] * alphas[k] / (1.0 + root)
+                weights[row, _W] = -weights[row, _Z] * alpha / (1.0 + root)

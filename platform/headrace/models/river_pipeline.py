@@ -1,6 +1,7 @@
 """Any river classifier, or regressor, behind the model contract, one row at a time.
 
-A row becomes the dict that river expects: `str` for categories, `float` for numbers, nothing for a missing value.
+A row becomes the dict that river expects: `str` for categories, `float` for numbers, a list of `str` for tokens, nothing
+for a missing value.
 Guarantees that a range of the log gives the same predictions however it is cut. Its state is a pickle, signed and
 loaded through `headrace.models.snapshot`; equal models may pickle to different bytes, so compare their predictions.
 River's own mini-batch methods are not used: for most estimators they are another algorithm.
@@ -19,6 +20,7 @@ from headrace.events import Columns
 from headrace.models.contract import Arrays, Clock, Floats, row_count
 from headrace.models.snapshot import Pair, sign, unsign
 from headrace.models.text import Text
+from headrace.models.tokens import Tokens
 
 _ROW = "river_row"
 
@@ -163,6 +165,8 @@ def _last_step(model: Any) -> Any:
     return model
 
 
-def _plain(values: Text | NDArray[Any]) -> list[Any]:
+def _plain(values: Text | Tokens | NDArray[Any]) -> list[Any]:
+    if isinstance(values, Tokens):
+        return values.lists()
     plain: list[Any] = (values.names() if isinstance(values, Text) else values).tolist()
     return plain

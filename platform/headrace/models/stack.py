@@ -36,7 +36,8 @@ from headrace.models.gbdt_lr import GbdtLr
 from headrace.models.kalman import dot, learn
 from headrace.models.lightgbm import LightGbmModel
 from headrace.models.residuals import ResidualMeans
-from headrace.models.text import is_category, kernel, keys_of
+from headrace.models.text import kernel
+from headrace.models.tokens import keyed
 
 STACKERS = ((0.1, 0.0), (0.1, 3e-3), (1.0, 0.0), (1.0, 3e-3))
 """(s, r) of each stacker: variance of its start, times K sqrt(1 + D); share of it given back per label, times 1 + D."""
@@ -102,7 +103,7 @@ class Stack:
 
     def prepare(self, X: Columns) -> Columns:
         """Return the members' prepared columns, each under the name of who prepares it; text is hashed once for all."""
-        X = {name: keys_of(values) if is_category(values) else values for name, values in X.items()}
+        X = keyed(X)
         if not self._fitted:  # a model's first columns decide which ones it reads, also when another prepares them
             nothing = take(X, slice(0, 0))
             for member in self._members:

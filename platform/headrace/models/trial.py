@@ -22,6 +22,7 @@ from headrace.events import Columns
 from headrace.models.build import fresh
 from headrace.models.checks import check_model
 from headrace.models.contract import Floats, Model, take
+from headrace.models.tokens import Tokens
 
 _ROWS = 60
 _DRAWN = 600  # of which those that the contract refuses are left out
@@ -112,7 +113,7 @@ def _try_weights(factory: Callable[[], Model], X: Columns, y: Floats) -> None:
 def _rows(stream: Stream, recipe: Recipe, random: np.random.Generator) -> Columns | None:
     """`_ROWS` rows of model columns, as the learner would hand them to `prepare`; None where the contract allows too few."""
     numbers = set(stream.feature_columns("number"))
-    source: dict[str, NDArray[Any]] = {}
+    source: dict[str, Any] = {}
     for column in dict.fromkeys((*numbers, *stream.feature_columns("category"))):
         rules = [e for e in stream.contract if column in e.columns and e.per_row]
         drawn = _numbers(rules, random) if column in numbers else _names(rules, random)
@@ -121,6 +122,9 @@ def _rows(stream: Stream, recipe: Recipe, random: np.random.Generator) -> Column
         if not any(rule.kind == "not_null" for rule in rules):
             drawn[random.random(_DRAWN) < _MISSING] = np.nan if column in numbers else None
         source[column] = drawn
+    for column in stream.feature_columns("tokens"):
+        missing = 0.0 if any(e.kind == "not_null" and column in e.columns for e in stream.contract) else _MISSING
+        source[column] = _lists(missing, random)
     fine = np.ones(_DRAWN, dtype=np.bool_)
     for rule in stream.contract:
         if rule.kind == "less_than" and numbers.issuperset(rule.columns):
@@ -128,10 +132,10 @@ def _rows(stream: Stream, recipe: Recipe, random: np.random.Generator) -> Column
     allowed = np.flatnonzero(fine)
     if len(allowed) < _ROWS:
         return None
-    X: dict[str, NDArray[Any]] = {}
+    X: dict[str, Any] = {}
     for feature in stream.features:
         match feature.kind:
-            case "category" | "number":
+            case "category" | "number" | "tokens":
                 X |= {name: source[name] for name in feature.columns}
             case "hour_of_day" | "day_of_week":
                 X[feature.names()[0]] = _objects(
@@ -170,6 +174,14 @@ def _names(rules: Sequence[Expectation], random: np.random.Generator) -> NDArray
         return None
     shown = [str(value).lower() if isinstance(value, bool) else str(value) for value in pool]
     return _objects(shown[i] for i in random.integers(len(shown), size=_DRAWN))
+
+
+def _lists(missing: float, random: np.random.Generator) -> Tokens:
+    """Lists of up to four of the names that categories have; some are missing, if they may be."""
+    sizes, drawn = random.integers(5, size=_DRAWN).tolist(), random.integers(len(_NAMES), size=(_DRAWN, 4)).tolist()
+    lists = [[_NAMES[i] for i in row[:size]] for size, row in zip(sizes, drawn, strict=True)]
+    gone = (random.random(_DRAWN) < missing).tolist()
+    return Tokens.of(None if away else names for away, names in zip(gone, lists, strict=True))
 
 
 def _objects(values: Any) -> NDArray[Any]:

@@ -230,6 +230,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "a text": ("text", "char"),
     "a text or uuid": ("text", "char", "uuid"),
     "a time": ("timestamp", "date"),
+    "a list of texts (text[] or varchar[])": ("texts",),
+    "a single value": ("int", "float", "numeric", "bool", "timestamp", "date", "char", "text", "uuid"),
 }
 _COMPARABLE = ("a number", "a text", "a time", "a boolean")
 
@@ -245,6 +247,10 @@ def _needed_kinds(stream: Stream) -> Iterator[tuple[str, str, str, str]]:
         for column in feature.columns:
             if feature.kind == "number":
                 yield events, column, "a number or a boolean", f"declare category({column!r}) instead"
+            elif feature.kind == "tokens":
+                yield events, column, "a list of texts (text[] or varchar[])", f"declare category({column!r}) instead"
+            elif feature.kind == "category":
+                yield events, column, "a single value", f"declare tokens({column!r}) instead"
             elif feature.kind in ("hour_of_day", "day_of_week"):
                 yield events, column, "a time", f"leave {feature.kind}({column!r}) out"
     for expectation in stream.contract:

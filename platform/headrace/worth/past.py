@@ -1,8 +1,8 @@
 """History in order: events with their features, labels at the time when each became known.
 
-A file needs no definition: texts and booleans are categories, numbers are numbers, and everything gets the event's hour and
-weekday and streaming target means of its categories. A registered stream comes with the features of its definition. Rows
-that cannot be used are counted and named, never guessed.
+A file needs no definition: texts and booleans are categories, numbers are numbers, lists of texts are tokens, and everything
+gets the event's hour and weekday and streaming target means of its categories. A registered stream comes with the features
+of its definition. Rows that cannot be used are counted and named, never guessed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from headrace.definition import recipes
 from headrace.definition.columns import col
-from headrace.definition.features import Feature, category, day_of_week, hour_of_day, number, target_mean
+from headrace.definition.features import Feature, category, day_of_week, hour_of_day, number, target_mean, tokens
 from headrace.definition.stream import Label, Source, Stream
 from headrace.errors import SourceError
 from headrace.events import LabelKind, LogBatch
@@ -29,6 +29,7 @@ from headrace.flow.features import Encoder
 from headrace.models.contract import Clock, Floats, Turns
 from headrace.models.target_mean import TargetMeans
 from headrace.models.text import NULL, Text
+from headrace.models.tokens import Tokens
 
 FIRST = 0.2
 """Share of the events before anything is scored."""
@@ -287,11 +288,28 @@ def _columns(
         elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)[rows]
             columns[name], kinds[name] = np.where(np.isfinite(values), values, np.nan), "number"
+        elif _lists_texts(kind):
+            columns[name], kinds[name] = _tokens(column)[rows], "tokens"
         else:
-            remarks.append(f"{name} ({kind}) was left out: neither a text nor a number.")
+            remarks.append(f"{name} ({kind}) was left out: neither a text, a number nor a list of texts.")
     if not columns:
-        raise SourceError(f"{path}: found no column that can be a feature, expected texts, booleans or numbers")
+        raise SourceError(
+            f"{path}: found no column that can be a feature, expected texts, booleans, numbers or lists of texts"
+        )
     return columns, kinds
+
+
+def _lists_texts(kind: pa.DataType) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(lists and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)))
+
+
+def _tokens(column: pa.Array) -> Tokens:
+    """A column of lists, where the bytes of their texts lie."""
+    ends = column.offsets.to_numpy().astype(np.int64)
+    count = np.diff(ends).astype(np.int32)
+    count[pc.is_null(column).to_numpy(zero_copy_only=False)] = NULL
+    return Tokens.distinct(_text(column.values), ends[:-1], count)
 
 
 def _text(column: pa.Array) -> Text:
@@ -319,6 +337,8 @@ def _definition(path: Path, event_time: str, columns: dict[str, Any], kinds: dic
     numbers = [name for name, kind in kinds.items() if kind == "number"]
     features += [category(*names)] if names else []
     features += [number(*numbers)] if numbers else []
+    lists = [name for name, kind in kinds.items() if kind == "tokens"]
+    features += [tokens(*lists)] if lists else []
     return Stream(
         name="file",
         source=Source(conn_id="file", table="file.rows", key=_NO_COLUMN, event_time=event_time),
@@ -360,10 +380,17 @@ def _past(name: str, stream: Stream, log: Any, event_time: Clock, y: Floats, tol
     X, means = encoder(log), dict[str, Floats]()
     if any(f.kind == "target_mean" for f in stream.features):
         means = _means(encoder, X, order, y, label_row, event_time, label_time)
-    size = sum(float(np.maximum(v.length, 0).mean()) + 1 if isinstance(v, Text) else 8.0 for v in X.values())
+    size = sum(map(_mean_bytes, X.values()))
     times = (event_time, label_row, label_time)
     keys = stream.feature_columns("target_mean")
     return Past(name, X | means, *times, y[label_row], order, tuple(means), keys, size, tuple(remarks))
+
+
+def _mean_bytes(values: Any) -> float:
+    if isinstance(values, Tokens):
+        values = values.compact()
+        return float((np.maximum(values.values.length, 0) + 1).sum() / max(len(values), 1)) + 1
+    return float(np.maximum(values.length, 0).mean()) + 1 if isinstance(values, Text) else 8.0
 
 
 def _means(
