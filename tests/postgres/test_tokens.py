@@ -50,8 +50,9 @@ stream = Stream(
     contract=[expect.not_null("genres")],
     champion=recipes.ftrl(),
     challengers=[recipes.river(bag), recipes.gbdt_lr(min_data_in_leaf=5), recipes.lightgbm(min_data_in_leaf=5),
+                 recipes.ftrl(name="passes", batch=recipes.Batch(passes=3)),
                  recipes.stack(members=[recipes.lightgbm(), recipes.gbdt_lr(), recipes.ftrl()], min_data_in_leaf=5)],
-    policy=Policy(epoch_labels=50, epoch_time=timedelta(hours=12), challenger_slots=4),
+    policy=Policy(epoch_labels=50, epoch_time=timedelta(hours=12), challenger_slots=5),
 )
 """
 TABLES = """
