@@ -161,7 +161,9 @@ class Ftrl:
         """Predict events and learn labels, in their order; see `headrace.models.contract.Sequential`."""
         p, at = np.empty(len(events["keys"])), 0
         row = np.arange(len(y)) if row is None else row
-        e_keys, l_keys = self._readable(events["keys"]), self._readable(labels["keys"])
+        e_keys, l_keys = events["keys"], labels["keys"]
+        if isinstance(e_keys, Tokens):
+            e_keys, l_keys = self._readable(e_keys), self._readable(l_keys)
         while True:
             table = self._table
             at = _run(
@@ -173,9 +175,9 @@ class Ftrl:
                 return p
             table.grow()
 
-    def _readable(self, keys: NDArray[np.uint64] | Tokens) -> Any:
+    def _readable(self, keys: Tokens) -> Any:
         """Keys as kernels take them; makes room for the row with most of them."""
-        if isinstance(keys, Tokens) and (lanes := self._lanes(keys.widest)) > self._laid.shape[1]:
+        if (lanes := self._lanes(keys.widest)) > self._laid.shape[1]:
             laid: Floats = np.zeros((3, lanes))
             laid[:, : self._linear.shape[1]] = self._linear
             self._laid = laid
@@ -246,7 +248,9 @@ class Ftrl:
         McMahan et al. (2013), section 5; beta keeps it finite for features that were never seen. Where labels are numbers it
         is in their unit.
         """
-        out, keys = np.empty(len(X["keys"])), self._readable(X["keys"])
+        out, keys = np.empty(len(X["keys"])), X["keys"]
+        if isinstance(keys, Tokens):
+            keys = self._readable(keys)
         table = self._table
         _uncertainty(
             keys, X["numbers"], table.cells, table.floats, self._laid, self._bins, self._scale, self._params, out
@@ -575,7 +579,8 @@ def _lay(
                 laid[_Z, at], laid[_ROOT, at], laid[_W, at] = bins[row, _Z], bins[row, _ROOT], bins[row, _W]
             at += 1
     lanes = -(-at // _LANES) * _LANES
-    x[at:lanes] = 0.0
+    for j in range(at, lanes):
+        x[j] = 0.0
     return lanes
 
 
