@@ -1,0 +1,1 @@
+"""What learning from a change stream costs beside reading it: see `tests.bench.stream.bench`."""
