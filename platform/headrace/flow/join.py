@@ -298,19 +298,14 @@ class Join:
 
         Changes of the chunk before `first` have been dealt with.
         """
-        events: set[Key] = set()
-        unknown: dict[Key, None] = {}
-        rows = np.arange(first, len(chunk.key))
-        key = chunk.key
-        strange = _unknown(rows, chunk.op, key.hashes, key.buffer, key.start, key.length, *self._known.arrays[:3])
-        if not strange.any():
-            return []
-        for row in rows[strange | (chunk.op[first:] == Op.EVENT)].tolist():
-            if chunk.op[row] == Op.EVENT:
-                events.add(key[row])
-            elif key[row] not in events and key[row] not in self.held:
-                unknown[key[row]] = None
-        return list(unknown)
+        key, op = chunk.key.take(slice(first, None)), chunk.op[first:]
+        parts, here = (key.hashes, key.buffer, key.start, key.length), Known()
+        strange = _unknown(op, parts, self._known.arrays, here.arrays, False)
+        if strange.any() and (op == _OP_EVENT).any():  # perhaps of events of this chunk
+            here.room(len(key), int(key.length.sum()), 0)
+            strange &= _unknown(op, parts, self._known.arrays, here.arrays, True)
+        asked = dict.fromkeys(key[row] for row in np.flatnonzero(strange).tolist())
+        return [key for key in asked if key not in self.held]
 
     def run(self, chunk: Chunk, look_up: LookUp, *, goes_on: int | None = None) -> Iterator[Joined]:
         """Join a chunk; each part of what it gives must be in the log before the next one is asked for, to the last.
@@ -552,15 +547,16 @@ class _Room:
 
 
 @kernel
-def _unknown(
-    rows: Any, op: Any, hashes: Any, buffer: Any, start: Any, length: Any, slots: Any, events: Any, arena: Any
-) -> Any:
-    """Which rows are of labels whose key is not remembered."""
-    out = np.zeros(rows.size, dtype=np.bool_)
-    for at in range(rows.size):
-        i = rows[at]
-        if op[i] != 0:
-            out[at] = find(hashes[i], buffer, start[i], np.int64(length[i]), slots, events, arena) < 0
+def _unknown(op: Any, key: Any, known: Any, here: Any, collects: Any) -> Any:
+    """Which changes are labels whose key is neither remembered nor, if these are collected, that of an event before it."""
+    out = np.zeros(op.size, dtype=np.bool_)
+    for i in range(op.size):
+        h, start, length = key[0][i], key[2][i], np.int64(key[3][i])
+        if op[i] != _OP_EVENT:
+            seq = find(h, key[1], start, length, known[0], known[1], known[2])
+            out[i] = seq < 0 and find(h, key[1], start, length, here[0], here[1], here[2]) < 0
+        elif collects:
+            put(h, key[1], start, length, i, here[0], here[1], here[2], here[5])
     return out
 
 
