@@ -9,7 +9,7 @@ nothing. It does no I/O: what must be looked up in the log is asked of the calle
 restart must know is read from the log, see `follow`.
 
 Memory does not grow with the label window: keys are remembered for the log's newest partition only (older ones are
-indexed), and an event that waits costs a byte or two an entry since then, plus 16 for each commit that moved the watermark. One
+indexed), and an event that waits costs one byte an entry since then, plus 16 for each commit that moved the watermark. One
 heartbeat may close ten million events: what a chunk adds to the log comes in parts. Labels without an event are all in
 memory, up to a bound; beyond it the oldest is given up.
 

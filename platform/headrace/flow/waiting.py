@@ -1,7 +1,7 @@
 """Which events wait for their label, and since when: what a label window of months costs.
 
-One byte for each entry since the oldest event that waits, up to twice that as the array grows, and 16 for each commit that
-moved the watermark. It knows no keys and does no I/O. Kernels work on its arrays.
+One byte for each entry since the oldest event that waits, and 16 for each commit that moved the watermark, both up to a
+quarter more as the arrays grow. It knows no keys and does no I/O. Kernels work on its arrays.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Waiting:
         """Have room for so many more entries, and commits that move the watermark; what waits no more is cut off."""
         self._cut()
         if (wanted := int(self.state[LENGTH]) + entries) > len(self.waits):
-            longer = np.zeros(max(2 * len(self.waits), wanted), dtype=np.uint8)
+            longer = np.zeros(max(len(self.waits) * 5 // 4, wanted), dtype=np.uint8)
             longer[: self.state[LENGTH]] = self.waits[: self.state[LENGTH]]
             self.waits = longer
         if (wanted := int(self.state[CLOCKS]) + clocks) > len(self.clocks):
-            more = np.empty((max(2 * len(self.clocks), wanted), 2), dtype=np.int64)
+            more = np.empty((max(len(self.clocks) * 5 // 4, wanted), 2), dtype=np.int64)
             more[: self.state[CLOCKS]] = self.clocks[: self.state[CLOCKS]]
             self.clocks = more
 

@@ -62,8 +62,8 @@ DECLARE
 BEGIN
     WHILE i <= last + lag LOOP  -- half of a transaction's rows are impressions, half outcomes of those `lag` before
         INSERT INTO impressions
-            SELECT k, timestamptz '2026-01-01Z' + k * interval '10 ms', 'site ' || k * 7919 % 1000, 'campaign ' || k * 104729 % 5000,
-                (ARRAY['phone', 'tablet', 'desktop'])[1 + k % 3], {values}
+            SELECT k, timestamptz '2026-01-01Z' + k * interval '10 ms', 'site ' || k * 7919 % 1000,
+                'campaign ' || k * 104729 % 5000, (ARRAY['phone', 'tablet', 'desktop'])[1 + k % 3], {values}
             FROM generate_series(i, least(i + size - 1, last)) AS k;
         INSERT INTO outcomes
             SELECT k, (k * 7919 % 1000 + k * 31 % 97) % 11 = 0, timestamptz '2026-01-01Z' + (k + lag) * interval '10 ms'
