@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("accuracy", "categories", "delays", "flights", "models", "passes", "rebuild", "window")
+NAMES = ("accuracy", "categories", "delays", "flights", "models", "passes", "rebuild", "stream", "window")
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from headrace.events import EpochRange, LabelKind
 from headrace.flow.join import NO_TIME, Answer, Chunk, Counts, Epoch, Held, Join, Joined, Op, Orphan, Past
+from headrace.flow.keys import Keys
 
 NO_CLOCK = -(2**63)
 WINDOW = 20
@@ -56,7 +57,7 @@ def chunk_of(commits: Sequence[Commit], first_row: int) -> Chunk:
     return Chunk(
         np.array([c for c, _ in changes], dtype=np.int64),
         np.array([change.op for _, change in changes], dtype=np.int8),
-        [change.key for _, change in changes],
+        Keys.of(change.key for _, change in changes),
         np.array([change.time for _, change in changes], dtype=np.int64),
         np.array([change.y for _, change in changes], dtype=np.float64),
         np.arange(len(changes), dtype=np.int64) + first_row,
@@ -97,18 +98,10 @@ class Log:
 
     def _store(self, joined: Joined, chunk: Chunk, first_row: int, first_commit: int) -> None:
         self.counts += joined.counts
-        self.segments += [(a, b, c + first_commit, w) for a, b, c, w in joined.segments]
-        for seq, row in zip(joined.event_seq, joined.event_row, strict=True):
-            self.events.append((seq, chunk.key[row - first_row]))
-        columns = (
-            joined.label_seq,
-            joined.label_event,
-            joined.label_kind,
-            joined.y,
-            joined.y_before,
-            joined.label_time,
-        )
-        self.labels += zip(*columns, strict=True)
+        self.segments += [(a, b, c + first_commit, w) for a, b, c, w in joined.segments.tolist()]
+        self.events += [(seq, chunk.key[row - first_row]) for seq, row in joined.events.tolist()]
+        for (seq, of, kind, _, time), (y, before) in zip(joined.labels.tolist(), joined.values.tolist(), strict=True):
+            self.labels.append((seq, of, kind, y, before, time))
         self.epochs += joined.epochs
         self.duplicates += [(row, commit + first_commit) for row, commit in joined.duplicates]
         self.orphans += [replace(orphan, commit=orphan.commit + first_commit) for orphan in joined.orphans]
@@ -172,7 +165,7 @@ def follow(join: Join, log: Log, upto: int) -> None:
     join.follow(
         upto,
         np.array([seq for seq, _ in events], dtype=np.int64),
-        [key for seq, key in events if seq >= remembered],
+        Keys.of(key for seq, key in events if seq >= remembered),
         np.array([label[0] for label in labels], dtype=np.int64),
         np.array([label[1] for label in labels], dtype=np.int64),
         np.array([label[2] for label in labels], dtype=np.int64),
@@ -382,7 +375,7 @@ def test_time_outs_of_one_heartbeat_come_in_parts() -> None:
     sizes: list[int] = []
     chunk = chunk_of([Commit((), clock=WINDOW), Commit((label("3", 30), label("39", 30)))], 40)
     for joined in join.run(chunk, log.past):
-        sizes.append(len(joined.label_seq))
+        sizes.append(len(joined.labels))
         log._store(joined, chunk, 40, 1)
     assert sizes == [7, 7, 7, 7, 7, 7]  # 40 time-outs and two corrections
     assert [(of, kind) for _, of, kind, *_ in log.labels[-2:]] == [
@@ -433,6 +426,6 @@ def test_a_join_is_not_changed_by_asking() -> None:
     log = run([Commit((event("a", 0),))])
     before = copy(vars(log.join))
     one = np.ones(1, dtype=np.int64)
-    chunk = Chunk(one - 1, one.astype(np.int8), [b"z"], one, np.ones(1), one, one)
+    chunk = Chunk(one - 1, one.astype(np.int8), Keys.of([b"z"]), one, np.ones(1), one, one)
     assert log.join.unknown_keys(chunk) == [b"z"]
     assert vars(log.join) == before

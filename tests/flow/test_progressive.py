@@ -20,6 +20,7 @@ from headrace.events import Columns, Engine, EpochRange, LabelKind, LogBatch, Re
 from headrace.flow import openevents, progressive
 from headrace.flow.features import Encoder
 from headrace.flow.join import Chunk, Op, new_join
+from headrace.flow.keys import Keys
 from headrace.flow.progressive import EpochScore, Progressive
 from headrace.models.boosting import train
 from headrace.models.snapshot import dump, parse
@@ -112,7 +113,7 @@ def make_log(stream: Stream, negative: bool = False) -> Log:
         Chunk(
             commit - commit[0],
             np.array([c[1] for c in changes], dtype=np.int8),
-            [c[2].to_bytes(8, "big") for c in changes],
+            Keys.of(c[2].to_bytes(8, "big") for c in changes),
             np.array([c[0] for c in changes]),
             np.array([c[3] for c in changes]),
             np.arange(len(changes)),
@@ -121,14 +122,14 @@ def make_log(stream: Stream, negative: bool = False) -> Log:
         lambda keys, before: {},
     )
     clock = np.zeros(join.seq + 1, dtype=np.int64)
-    for first, last, _, watermark in joined.segments:
+    for first, last, _, watermark in joined.segments.tolist():
         clock[first : last + 1] = watermark
-    who = np.array([changes[row][2] for row in joined.event_row])
+    who = np.array([changes[row][2] for row in joined.events[:, 1].tolist()])
     place = np.array([f"p{i % 11}" if i % 13 else None for i in who.tolist()], dtype=object)
     size = np.where(who % 19 == 0, np.nan, (who * 37 % 101).astype(np.float64))
     return Log(
         seq=join.seq,
-        event_seq=np.array(joined.event_seq),
+        event_seq=joined.events[:, 0],
         events={
             "key": who,
             "event_time": START + who * 3 * MINUTE,
@@ -137,13 +138,13 @@ def make_log(stream: Stream, negative: bool = False) -> Log:
             "size": size,
         },
         labels={
-            "seq": np.array(joined.label_seq),
-            "event": np.array(joined.label_event),
-            "kind": np.array(joined.label_kind),
-            "y": np.array(joined.y),
-            "before": np.array(joined.y_before),
-            "corrects": np.array(joined.corrects),
-            "time": np.array(joined.label_time),
+            "seq": joined.labels[:, 0],
+            "event": joined.labels[:, 1],
+            "kind": joined.labels[:, 2],
+            "y": joined.values[:, 0],
+            "before": joined.values[:, 1],
+            "corrects": joined.labels[:, 3],
+            "time": joined.labels[:, 4],
         },
         clock=clock,
         epochs=tuple(joined.epochs),

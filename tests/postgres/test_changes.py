@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,7 +13,7 @@ from tests.conftest import START, TABLES, Registered, SmallSource, database_of, 
 
 from headrace.errors import SourceError
 from headrace.store import changes, source
-from headrace.store.copyboth import CopyBoth
+from headrace.store.copyboth import NOTHING, CopyBoth, Inbox
 from headrace.store.embedded import EmbeddedPostgres
 
 
@@ -309,16 +308,16 @@ def test_a_large_transaction_that_comes_slowly_waits_in_its_file(
     """However little comes at a time, and the reader's caller can do its other work meanwhile."""
     origin.add(*origin.rows(100, 400))
     monkeypatch.setattr(changes, "_CHUNK_BYTES", 4_000)
-    message, counts = CopyBoth.message, itertools.count()
+    drain = CopyBoth.drain
 
-    def slowly(copy: CopyBoth) -> bytes | None:
-        return None if next(counts) % 5 == 0 else message(copy)
+    def slowly(copy: CopyBoth, inbox: Inbox, size: int, count: int, *, single: bool) -> int:
+        return drain(copy, inbox, size, min(count, inbox.count + 5), single=single) and NOTHING
 
-    monkeypatch.setattr(CopyBoth, "message", slowly)
+    monkeypatch.setattr(CopyBoth, "drain", slowly)
     with reading(origin) as reader:
         reads = 0
         while not isinstance(read := reader.read(wait=0), changes.Large):
-            assert read is None and sum(map(len, reader._payloads)) < 4_500
+            assert read is None and reader._inbox.size < 4_500
             reads += 1
         assert reads > 50
         read.close()

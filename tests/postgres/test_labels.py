@@ -229,7 +229,7 @@ def test_one_heartbeat_closes_many_events_in_parts(payments: Payments, monkeypat
     write = log.Appender._write
 
     def measured(appender: log.Appender, conn: Any, joined: Joined, *rest: Any) -> None:
-        sizes.append(len(joined.label_seq))
+        sizes.append(len(joined.labels))
         write(appender, conn, joined, *rest)
 
     monkeypatch.setattr(log.Appender, "_write", measured)

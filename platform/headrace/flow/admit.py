@@ -20,6 +20,7 @@ from headrace.definition.stream import Stream
 from headrace.events import LogColumn
 from headrace.flow.gate import Gate, Rows, event_gate, label_gate, label_values, update_gate
 from headrace.flow.join import HELD, NO_TIME, Chunk, Op, Orphan
+from headrace.flow.keys import Keys
 from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
 from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.wire import Fields
@@ -69,7 +70,7 @@ class _Part:
     order: Ints  # position among all changes of the stretch
     commit: Ints
     op: NDArray[np.int8]
-    key: list[bytes]
+    key: Keys
     time: Ints
     y: NDArray[np.float64]
     row: Ints
@@ -139,7 +140,7 @@ class Admission:
         self._add(
             stretch.take(kept),
             np.zeros(len(kept), dtype=np.int8),
-            [keys.bytes_at(i) for i in kept.tolist()],
+            _keys(keys, kept),
             rows[source.event_time].values[kept],
             np.full(len(kept), np.nan),
             first + kept,
@@ -153,7 +154,7 @@ class Admission:
         self.received += len(told)
         self.doubled += len(told)
         op = np.full(len(told), Op.LABEL, dtype=np.int8)
-        wires = [keys.bytes_at(i) for i in told.tolist()]
+        wires = _keys(keys, told)
         self._add(stretch.take(told), op, wires, times[told], y[told], first + told)
 
     def updates(self, stretch: Stretch) -> None:
@@ -225,7 +226,7 @@ class Admission:
         self._refuse(stretch, np.flatnonzero(nameless), table, f"identity({key})", reason)
         kept = np.flatnonzero(~nameless)
         op = np.full(len(kept), Op.UNLABEL, dtype=np.int8)
-        wires = [fields[key].bytes_at(i) for i in kept.tolist()]
+        wires = _keys(fields[key], kept)
         self._add(stretch.take(kept), op, wires, np.full(len(kept), NO_TIME), np.full(len(kept), np.nan))
 
     def chunk(self, commit_clock: Ints) -> Chunk:
@@ -233,9 +234,8 @@ class Admission:
         parts = self._parts
         if not parts:
             empty = np.zeros(0, dtype=np.int64)
-            return Chunk(empty, empty.astype(np.int8), [], empty, np.zeros(0), empty, commit_clock)
+            return Chunk(empty, empty.astype(np.int8), Keys.of([]), empty, np.zeros(0), empty, commit_clock)
         order = np.argsort(np.concatenate([p.order for p in parts]), kind="stable")
-        keys = [key for p in parts for key in p.key]
 
         def joined(name: str) -> NDArray[Any]:
             column: NDArray[Any] = np.concatenate([getattr(p, name) for p in parts])[order]
@@ -244,7 +244,7 @@ class Admission:
         return Chunk(
             joined("commit"),
             joined("op"),
-            [keys[i] for i in order],
+            Keys.joined([p.key for p in parts], order),
             joined("time"),
             joined("y"),
             joined("row"),
@@ -366,19 +366,24 @@ class Admission:
     def _answers(self, stretch: Stretch, kept: Ints, keys: Fields) -> None:
         y, times = self._label_parts(stretch.rows)
         op = np.where(np.isnan(y[kept]), Op.UNLABEL, Op.LABEL).astype(np.int8)
-        self._add(stretch.take(kept), op, [keys.bytes_at(i) for i in kept.tolist()], times[kept], y[kept])
+        self._add(stretch.take(kept), op, _keys(keys, kept), times[kept], y[kept])
 
     def _add(
         self,
         stretch: Stretch,
         op: NDArray[np.int8],
-        keys: list[bytes],
+        keys: Keys,
         times: Ints,
         y: NDArray[np.float64],
         row: Ints | None = None,
     ) -> None:
         rows = np.full(len(keys), _NO_ROW) if row is None else row
         self._parts.append(_Part(stretch.order, stretch.commit, op, keys, times, y, rows))
+
+
+def _keys(fields: Fields, rows: Ints) -> Keys:
+    """The keys of some rows."""
+    return Keys(fields.buffer, fields.start, fields.length).take(rows)
 
 
 def _moved(stretch: Stretch, key: str) -> Mask:

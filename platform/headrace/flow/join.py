@@ -12,6 +12,9 @@ Memory does not grow with the label window: keys are remembered for the log's ne
 indexed), and an event that waits costs one byte an entry since then, plus 16 for each commit that moved the watermark. One
 heartbeat may close ten million events: what a chunk adds to the log comes in parts. Labels without an event are all in
 memory, up to a bound; beyond it the oldest is given up.
+
+A kernel goes over a chunk: events, labels of events that wait, time-outs, epochs. It stops at what is rare (a label
+without an event, a correction, a key that comes again while its event waits), which is done here, and goes on.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.definition.stream import Stream
 from headrace.events import PARTITION_ENTRIES, EpochRange, LabelKind
+from headrace.flow import waiting
+from headrace.flow.keys import Keys, Known, find, put, put_answer
 from headrace.flow.waiting import Waiting
+from headrace.models.text import kernel
 
 Ints = NDArray[np.int64]
 NO_TIME = -(2**63)  # a deleted label has no time of its own: it gets the watermark
@@ -52,7 +59,7 @@ class Chunk:
 
     commit: Ints  # ordinal of the change's commit, from 0
     op: NDArray[np.int8]
-    key: list[Key]
+    key: Keys
     time: Ints  # event time or label time, microseconds
     y: NDArray[np.float64]
     row: Ints  # the caller's number of the row; an event and the label that came in its own row share it
@@ -70,9 +77,6 @@ class Answer:
     seq: int
     y: float  # NaN: it has no value
     timed_out: bool = False  # no label came within the window
-
-
-_NO_ANSWER = Answer(0, float("nan"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +130,24 @@ class Counts:
 
 @dataclass
 class Joined:
-    """What a chunk, or a part of one, adds to the log."""
+    """What a chunk, or a part of one, adds to the log.
 
-    event_seq: list[int] = field(default_factory=list)
-    event_row: list[int] = field(default_factory=list)
-    label_seq: list[int] = field(default_factory=list)
-    label_event: list[int] = field(default_factory=list)
-    label_kind: list[int] = field(default_factory=list)
-    y: list[float] = field(default_factory=list)
-    y_before: list[float] = field(default_factory=list)
-    corrects: list[int] = field(default_factory=list)  # seq of the label that a correction replaces, else 0
-    label_time: list[int] = field(default_factory=list)
-    segments: list[tuple[int, int, int, int]] = field(default_factory=list)  # seq_first, seq_last, commit, watermark
+    Attributes
+    ----------
+    events
+        int64[n, 2]: seq, row.
+    labels
+        int64[m, 5]: seq, event, kind, seq of the label that a correction replaces (else 0), time.
+    values
+        float64[m, 2]: y, and y before a correction; NaN for none.
+    segments
+        int64[k, 4]: seq_first, seq_last, commit, watermark.
+    """
+
+    events: Ints = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
+    labels: Ints = field(default_factory=lambda: np.empty((0, 5), dtype=np.int64))
+    values: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)))
+    segments: Ints = field(default_factory=lambda: np.empty((0, 4), dtype=np.int64))
     epochs: list[EpochRange] = field(default_factory=list)
     held: dict[Key, tuple[int, Held]] = field(default_factory=dict)  # key -> commit, label: to be stored
     released: list[Key] = field(default_factory=list)  # held keys to be deleted
@@ -156,27 +166,15 @@ class Epoch:
     watermark_first: int | None = None
 
 
-class _Remembered:
-    """What is remembered of a partition of the log: keys of its events, and the answers that it holds, by event."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first  # seq
-        self.keys: dict[Key, int] = {}
-        self._answers: dict[int, int] = {}  # 2 seq, odd for a time-out: a million objects would take 100 MB
-        self._y: dict[int, float] = {}  # where it is not 0
-
-    def put(self, event: int, answer: Answer) -> None:
-        """An event's newest answer."""
-        self._answers[event] = 2 * answer.seq + answer.timed_out
-        if answer.y != 0.0:
-            self._y[event] = answer.y
-        else:
-            self._y.pop(event, None)
-
-    def answer(self, event: int) -> Answer | None:
-        """An event's newest answer, if this partition holds one."""
-        packed = self._answers.get(event)
-        return None if packed is None else Answer(packed // 2, self._y.get(event, 0.0), timed_out=packed % 2 == 1)
+# Of `Join._at`: the log's state; where in a chunk the join is; what it has made of it.
+_SEQ, _WATERMARK, _REMEMBERED, _COMMIT_FIRST, _EPOCH, _EPOCH_FIRST, _EPOCH_LABELS, _EPOCH_CLOCK = range(8)
+_COMMIT, _NEXT, _PHASE, _REFUSED = range(8, 12)
+_EVENTS, _LABELS, _SEGMENTS, _EPOCHS, _OBSERVED, _IGNORED, _TIMEOUTS, _WIDTH = range(12, 20)
+_BEGIN, _ROWS, _TIME_OUTS = range(3)  # phases of a commit
+_DONE, _RARE, _FULL, _HELD = range(4)  # why the kernel stopped
+_OP_EVENT, _OP_LABEL = int(Op.EVENT), int(Op.LABEL)
+_IS_OBSERVED, _TIMEOUT, _CORRECTION = int(LabelKind.OBSERVED), int(LabelKind.TIMEOUT), int(LabelKind.CORRECTION)
+_NEVER = 2**63 - 1
 
 
 class Join:
@@ -209,19 +207,40 @@ class Join:
         part: int = PART,
         held: int = HELD,
     ) -> None:
-        self.seq = 0
-        self.watermark = NO_TIME
-        self.epoch = Epoch()
         self.held: dict[Key, Held] = {}  # in order of deadline
         self.window, self.partition = window, partition
         self._part, self._held_at_most = part, held
         self._timeout_y = 0.0 if negative else float("nan")
         self._epoch_labels, self._epoch_time = epoch_labels, epoch_time
-        self._waiting = Waiting()
-        self._remembered = [_Remembered(0)]  # the newest last; more than one within a chunk only
-        self._past: Mapping[Key, Past] = {}
-        self._commit_first = 0  # seq of the first entry of a commit that is under way, or 0
-        self._refused = -1  # row of the event that was refused last
+        self._waiting, self._known = Waiting(), Known()
+        self._at = np.zeros(_WIDTH, dtype=np.int64)
+        self._at[[_WATERMARK, _REFUSED]] = NO_TIME, -1
+        self.epoch = Epoch()
+        self._out = _Room()
+        self._marks = np.zeros(1, dtype=np.uint32)  # how many held keys have a hash that ends so
+
+    @property
+    def seq(self) -> int:
+        """The log's last entry."""
+        return int(self._at[_SEQ])
+
+    @property
+    def watermark(self) -> int:
+        """The stream's clock, microseconds."""
+        return int(self._at[_WATERMARK])
+
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch that is being filled."""
+        number, first, labels, clock = self._at[[_EPOCH, _EPOCH_FIRST, _EPOCH_LABELS, _EPOCH_CLOCK]].tolist()
+        return Epoch(number, first, labels, None if clock == NO_TIME else clock)
+
+    @epoch.setter
+    def epoch(self, epoch: Epoch) -> None:
+        clock = NO_TIME if epoch.watermark_first is None else epoch.watermark_first
+        self._at[[_EPOCH, _EPOCH_FIRST, _EPOCH_LABELS, _EPOCH_CLOCK]] = (
+            epoch.number, epoch.seq_first, epoch.labels, clock,
+        )  # fmt: skip
 
     @property
     def open_events(self) -> int:
@@ -231,15 +250,16 @@ class Join:
     @property
     def remembers_from(self) -> int:
         """From this seq on the join knows keys and answers by itself; `run` must be told of what lies before."""
-        return self._remembered[0].first
+        return int(self._at[_REMEMBERED])
 
     def start(self, seq: int) -> None:
         """Begin after `seq`, up to where no event waits; the rest of the log comes through `follow`."""
-        self.seq, self._waiting.first = seq, seq + 1
+        self._at[_SEQ] = seq
+        self._waiting.start(seq)
 
     def follow(
-        self, last: int, events: Ints, keys: list[Key], labels: Ints, answered: Ints, kind: Ints, y: NDArray[np.float64],
-        clocks: list[tuple[int, int]],
+        self, last: int, events: Ints, keys: Keys, labels: Ints, answered: Ints, kind: Ints, y: NDArray[np.float64],
+        clocks: Sequence[tuple[int, int]],
     ) -> None:  # fmt: skip
         """Take over the log's next entries, which another join made.
 
@@ -257,37 +277,35 @@ class Join:
         for seq, watermark in clocks:
             self._waiting.clock(seq, watermark)
         self._waiting.follow(last, events, answered[kind != LabelKind.CORRECTION])
-        self.seq = last
-        self._turn()
-        newest = self._remembered[-1]
-        newest.keys.update(zip(keys, events[len(events) - len(keys) :].tolist(), strict=True))
-        recent = slice(int(np.searchsorted(labels, newest.first)), None)
-        columns = (labels, answered, kind, y)
-        for seq, event, k, value in zip(*(column[recent].tolist() for column in columns), strict=True):
-            newest.put(event, Answer(seq, value, timed_out=k == LabelKind.TIMEOUT))
+        self._at[_SEQ] = last
         self._forget()
+        self._known.add_all(keys, events[len(events) - len(keys) :])
+        recent = slice(int(np.searchsorted(labels, self.remembers_from)), None)
+        packed = 2 * labels[recent] + (kind[recent] == LabelKind.TIMEOUT)
+        self._known.put_answers(answered[recent], packed, y[recent])
 
     def resume(self, *, watermark: int, epoch: Epoch, held: dict[Key, Held]) -> None:
         """What the log says beside its entries."""
-        self.watermark, self.epoch, self.held = watermark, epoch, held
+        self._at[_WATERMARK], self.epoch, self.held = watermark, epoch, held
+        self._mark_all()
 
     def remembers(self, key: Key) -> bool:
         """Whether an event with this key is in the log's newest partition."""
-        return key in self._remembered[-1].keys
+        return self._known.find(Keys.of([key]), 0) >= self._partition_of(self.seq)
 
     def unknown_keys(self, chunk: Chunk, first: int = 0) -> list[Key]:
         """Keys of labels that only the log's older partitions may know: not remembered, nor held, nor of this chunk.
 
         Changes of the chunk before `first` have been dealt with.
         """
-        events: set[Key] = set()
-        unknown: dict[Key, None] = {}
-        for key, op in zip(chunk.key[first:], chunk.op[first:].tolist(), strict=True):
-            if op == Op.EVENT:
-                events.add(key)
-            elif key not in events and key not in self._remembered[0].keys and key not in self.held:
-                unknown[key] = None
-        return list(unknown)
+        key, op = chunk.key.take(slice(first, None)), chunk.op[first:]
+        parts, here = (key.hashes, key.buffer, key.start, key.length), Known()
+        strange = _unknown(op, parts, self._known.arrays, here.arrays, False)
+        if strange.any() and (op == _OP_EVENT).any():  # perhaps of events of this chunk
+            here.room(len(key), int(key.length.sum()), 0)
+            strange &= _unknown(op, parts, self._known.arrays, here.arrays, True)
+        asked = dict.fromkeys(key[row] for row in np.flatnonzero(strange).tolist())
+        return [key for key in asked if key not in self.held]
 
     def run(self, chunk: Chunk, look_up: LookUp, *, goes_on: int | None = None) -> Iterator[Joined]:
         """Join a chunk; each part of what it gives must be in the log before the next one is asked for, to the last.
@@ -300,90 +318,101 @@ class Join:
             When the last commit is too large for a chunk and goes on in the next one: the largest time in the whole of it,
             `Chunk.reach` over its chunks. It then gives what one chunk would have given.
         """
-        self._past = look_up(self.unknown_keys(chunk), self.remembers_from)
-        bounds = np.searchsorted(chunk.commit, np.arange(len(chunk.commit_clock) + 1)).tolist()
-        out, last = Joined(), len(chunk.commit_clock) - 1
-        for commit, clock in enumerate(chunk.commit_clock.tolist()):
-            rows = slice(bounds[commit], bounds[commit + 1])
-            more = goes_on if commit == last else None
-            if not self._commit_first:
-                self._begin(int(chunk.time[rows].max(initial=clock)) if more is None else more)
-            self._rows(out, chunk, rows, commit)
-            if more is not None:
-                break
-            while not self._time_out(out, commit):
-                yield out
+        past = _past(look_up(self.unknown_keys(chunk), self.remembers_from))
+        bounds = np.searchsorted(chunk.commit, np.arange(len(chunk.commit_clock) + 1))
+        self._at[[_COMMIT, _NEXT, _PHASE]] = 0, 0, _ROWS if self._at[_COMMIT_FIRST] else _BEGIN
+        out = Joined()
+        self._make_room(chunk)
+        while (stopped := self._go(chunk, bounds, past, goes_on)) != _DONE:
+            if stopped == _RARE:
+                self._rare(out, chunk, past)
+            elif stopped == _FULL or not self._give_up_due(out):
+                yield self._taken(out)
                 out = Joined()
                 if self._forget():
-                    self._past = look_up(self.unknown_keys(chunk, bounds[commit + 1]), self.remembers_from)
-            self._end(out, commit)
-        yield out
+                    done = int(bounds[self._at[_COMMIT] + 1])
+                    past = _past(look_up(self.unknown_keys(chunk, done), self.remembers_from))
+                self._make_room(chunk)
+        yield self._taken(out)
         self._forget()
-        self._past = {}
 
-    def _begin(self, reach: int) -> None:
-        self.watermark = max(self.watermark, reach)
-        self._waiting.clock(self.seq + 1, self.watermark)
-        self._commit_first = self.seq + 1
+    def _go(self, chunk: Chunk, bounds: Ints, past: _Past, goes_on: int | None) -> int:
+        key, more = chunk.key, (goes_on is not None, NO_TIME if goes_on is None else goes_on)
+        earliest = next(iter(self.held.values())).deadline if self.held else _NEVER
+        rules = (self.window, self.partition, self._epoch_labels, self._epoch_time, self._part, earliest, *more)
+        return int(
+            _go(
+                self._at, rules, self._timeout_y, bounds, chunk.commit_clock, chunk.op, chunk.time, chunk.y, chunk.row,
+                (key.hashes, key.buffer, key.start, key.length), self._marks, self._known.arrays, past[1].arrays[:3],
+                self._waiting.arrays, self._out.arrays,
+            )
+        )  # fmt: skip
 
-    def _end(self, out: Joined, commit: int) -> None:
-        if self.seq >= self._commit_first:
-            out.segments.append((self._commit_first, self.seq, commit, self.watermark))
-        self._commit_first = 0
+    def _make_room(self, chunk: Chunk) -> None:
+        """For all that the kernel may add before the part is full, or the chunk at its end."""
+        rows, commits = len(chunk.op), len(chunk.commit_clock)
+        self._out.have(rows, rows + self._part, commits)
+        self._waiting.room(2 * rows + self._part, commits)
+        self._known.room(rows, int(chunk.key.length.sum()), rows + self._part)
 
-    def _rows(self, out: Joined, chunk: Chunk, rows: slice, commit: int) -> None:
-        times, ys, numbers = chunk.time[rows].tolist(), chunk.y[rows].tolist(), chunk.row[rows].tolist()
-        changes = zip(chunk.op[rows].tolist(), chunk.key[rows], times, ys, numbers, strict=True)
-        for op, key, time, y, row in changes:
-            if op == Op.EVENT:
-                self._event(out, key, row, commit)
-            elif row == self._refused:
-                out.counts.ignored += 1  # the label of an event that was refused, in its own row
-            else:
-                told = self.watermark if time == NO_TIME else time
-                self._answer(out, key, y if op == Op.LABEL else float("nan"), told, commit)
-        self._refused = -1
+    def _taken(self, out: Joined) -> Joined:
+        """What the kernel has made goes into a part."""
+        made = self._at[[_EVENTS, _LABELS, _SEGMENTS, _EPOCHS]].tolist()
+        out.events, out.labels, out.values, out.segments, epochs = self._out.copies(*made)
+        out.epochs = [EpochRange(*epoch) for epoch in epochs.tolist()]
+        labels, ignored, timeouts = self._at[[_OBSERVED, _IGNORED, _TIMEOUTS]].tolist()
+        out.counts += Counts(events=made[0], labels=labels, ignored=ignored, timeouts=timeouts)
+        self._at[[_EVENTS, _LABELS, _SEGMENTS, _EPOCHS, _OBSERVED, _IGNORED, _TIMEOUTS]] = 0
+        return out
 
-    def _event(self, out: Joined, key: Key, row: int, commit: int) -> None:
-        known = self._remembered[-1].keys.get(key, -1)
+    def _rare(self, out: Joined, chunk: Chunk, past: _Past) -> None:
+        """The change at which the kernel stopped."""
+        row, commit = self._at[[_NEXT, _COMMIT]].tolist()
+        self._at[_NEXT] += 1
+        time, op = int(chunk.time[row]), int(chunk.op[row])
+        if op == Op.EVENT:
+            self._event(out, chunk.key, row, int(chunk.row[row]), commit)
+        else:
+            y = float(chunk.y[row]) if op == Op.LABEL else float("nan")
+            told = self.watermark if time == NO_TIME else time
+            self._answer(out, chunk.key, row, y, told, commit, past)
+
+    def _event(self, out: Joined, keys: Keys, at: int, row: int, commit: int) -> None:
+        known = self._known.find(keys, at)
         if known in self._waiting and known >= self._partition_of(self.seq + 1):
             out.duplicates.append((row, commit))
             out.counts.quarantined += 1
-            self._refused = row
+            self._at[_REFUSED] = row
             return
-        self._enter(waits=True)
-        out.event_seq.append(self.seq)
-        out.event_row.append(row)
-        out.counts.events += 1
-        self._remembered[-1].keys[key] = self.seq
-        if key in self.held:
+        _enter_event(self._at, row, self._waiting.arrays, self._out.arrays)
+        self._known.add(keys, at, self.seq)
+        if (key := keys[at]) in self.held:
             label = self._release(out, key)
-            out.counts.labels += 1
-            self._close(out, self.seq, LabelKind.OBSERVED, label.y, label.time)
+            self._at[_OBSERVED] += 1
+            self._label(self.seq, LabelKind.OBSERVED, label.y, float("nan"), 0, label.time)
 
-    def _answer(self, out: Joined, key: Key, y: float, time: int, commit: int) -> None:
-        no_value = y != y
-        seq = self._find(key)
-        if seq is None:
+    def _answer(self, out: Joined, keys: Keys, at: int, y: float, time: int, commit: int, past: _Past) -> None:
+        """A label of an event that does not wait, or is not known."""
+        key, seq = keys[at], self._known.find(keys, at)
+        if seq < 0 and key in past[0]:
+            seq = past[0][key].seq
+        if seq < 0:
             self._hold(out, key, y, time, commit)
-        elif seq in self._waiting:
-            if no_value:
-                out.counts.ignored += 1  # no value is what an event that waits has
-            else:
-                out.counts.labels += 1
-                self._close(out, seq, LabelKind.OBSERVED, y, time)
-        else:
-            self._correct(out, key, seq, y, time)
-
-    def _correct(self, out: Joined, key: Key, seq: int, y: float, time: int) -> None:
-        before = self._last_answer(key, seq)
+            return
+        before = self._last_answer(key, seq, past)
         no_value = y != y
         if (no_value and before.timed_out) or (not before.timed_out and _same(y, before.y)):
             out.counts.ignored += 1  # nothing new
             return
         out.counts.corrections += 1
-        self._enter(waits=False)
-        self._label(out, seq, LabelKind.CORRECTION, y, before, time)
+        self._label(seq, LabelKind.CORRECTION, y, before.y, before.seq, time)
+
+    def _label(self, event: int, kind: LabelKind, y: float, before: float, corrects: int, time: int) -> None:
+        self._known.room(0, 0, 1)
+        _enter_label(
+            self._at, event, int(kind), y, before, corrects, time, self._epoch_labels, self._epoch_time, self._known.arrays,
+            self._waiting.arrays, self._out.arrays,
+        )  # fmt: skip
 
     def _hold(self, out: Joined, key: Key, y: float, time: int, commit: int) -> None:
         known = self.held.get(key)
@@ -398,6 +427,8 @@ class Join:
         deadline = self.watermark + self.window if known is None else known.deadline
         self.held[key] = Held(y, time, deadline)
         out.held[key] = (commit, self.held[key])
+        if known is None:
+            self._mark(key)
         if len(self.held) > self._held_at_most:
             self._give_up(out, commit, crowded=True)
 
@@ -406,16 +437,25 @@ class Join:
         out.held.pop(key, None)
         out.released.append(key)
         out.counts.held -= 1
+        self._marks[_mark_of(key, self._marks)] -= 1
         return self.held.pop(key)
 
-    def _time_out(self, out: Joined, commit: int) -> bool:
-        """Close what has waited long enough; whether that is all, or the part is full."""
-        while (oldest := self._waiting.oldest()) and oldest[1] + self.window <= self.watermark:
-            if len(out.label_seq) >= self._part:
-                return False
-            seq, entered = oldest
-            out.counts.timeouts += 1
-            self._close(out, seq, LabelKind.TIMEOUT, self._timeout_y, entered + self.window)
+    def _mark(self, key: Key) -> None:
+        """Let the kernel stop at an event with this key."""
+        if 2 * len(self.held) > len(self._marks):
+            self._mark_all()
+        else:
+            self._marks[_mark_of(key, self._marks)] += 1
+
+    def _mark_all(self) -> None:
+        size = 1 << (4 * len(self.held)).bit_length() if self.held else 1
+        self._marks = np.zeros(size, dtype=np.uint32)
+        if self.held:
+            np.add.at(self._marks, Keys.of(self.held).hashes & np.uint64(size - 1), 1)
+
+    def _give_up_due(self, out: Joined) -> bool:
+        """Labels that have waited long enough for their event; whether those are all, or the part is full."""
+        commit = int(self._at[_COMMIT])
         while self.held and next(iter(self.held.values())).deadline <= self.watermark:
             if len(out.orphans) >= self._part:
                 return False
@@ -428,70 +468,26 @@ class Join:
         out.orphans.append(Orphan(key, self._release(out, key), commit, crowded))
         out.counts.quarantined += 1
 
-    def _close(self, out: Joined, event: int, kind: LabelKind, y: float, time: int) -> None:
-        self._waiting.close(event)
-        self._enter(waits=False)
-        self._label(out, event, kind, y, _NO_ANSWER, time)
-        if y == y:
-            self._count_label(out)
-
-    def _label(self, out: Joined, event: int, kind: LabelKind, y: float, before: Answer, time: int) -> None:
-        self._remembered[-1].put(event, Answer(self.seq, y, timed_out=kind == LabelKind.TIMEOUT))
-        out.label_seq.append(self.seq)
-        out.label_event.append(event)
-        out.label_kind.append(int(kind))
-        out.y.append(y)
-        out.y_before.append(before.y)
-        out.corrects.append(before.seq)
-        out.label_time.append(time)
-
-    def _enter(self, *, waits: bool) -> None:
-        self.seq += 1
-        self._waiting.enter(waits)
-        self._turn()
-        if self.epoch.watermark_first is None:
-            self.epoch.watermark_first = self.watermark
-
-    def _count_label(self, out: Joined) -> None:
-        epoch = self.epoch
-        epoch.labels += 1
-        assert epoch.watermark_first is not None  # set by the entry that this label is
-        if epoch.labels >= self._epoch_labels or self.watermark - epoch.watermark_first >= self._epoch_time:
-            out.epochs.append(
-                EpochRange(epoch.number, epoch.seq_first, self.seq, epoch.labels, epoch.watermark_first, self.watermark)
-            )
-            self.epoch = Epoch(epoch.number + 1, self.seq + 1)
-
-    def _find(self, key: Key) -> int | None:
-        """The newest event of a key."""
-        for partition in reversed(self._remembered):
-            if key in partition.keys:
-                return partition.keys[key]
-        past = self._past.get(key)
-        return None if past is None else past.seq
-
-    def _last_answer(self, key: Key, event: int) -> Answer:
+    def _last_answer(self, key: Key, event: int, past: _Past) -> Answer:
         """What is known of an event that does not wait any more."""
-        for partition in reversed(self._remembered):
-            if (remembered := partition.answer(event)) is not None:
-                return remembered
-        answer = self._past[key].answer
+        if (known := self._known.answer(event)) is not None:
+            packed, y = known
+            return Answer(packed // 2, y, timed_out=packed % 2 == 1)
+        answer = past[0][key].answer
         assert answer is not None  # an event that does not wait has one
         return answer
 
     def _partition_of(self, seq: int) -> int:
         return seq // self.partition * self.partition
 
-    def _turn(self) -> None:
-        """Remember the log's newest partition apart from the one before."""
-        if (first := self._partition_of(self.seq)) > self._remembered[-1].first:
-            self._remembered.append(_Remembered(first))
-
     def _forget(self) -> bool:
         """What lies before the newest partition is in the log and indexed by now; whether there was something."""
-        old = len(self._remembered) - 1
-        del self._remembered[:old]
-        return old > 0
+        first = self._partition_of(self.seq)
+        if first <= self.remembers_from:
+            return False
+        self._known.forget(first)
+        self._at[_REMEMBERED] = first
+        return True
 
 
 def new_join(stream: Stream, partition: int = PARTITION_ENTRIES) -> Join:
@@ -508,3 +504,194 @@ def new_join(stream: Stream, partition: int = PARTITION_ENTRIES) -> Join:
 
 def _same(a: float, b: float) -> bool:
     return a == b or (a != a and b != b)
+
+
+def _mark_of(key: Key, marks: NDArray[np.uint32]) -> int:
+    return int(Keys.of([key]).hashes[0] & np.uint64(len(marks) - 1))
+
+
+_Past = tuple[Mapping[Key, Past], Known]
+
+
+def _past(found: Mapping[Key, Past]) -> _Past:
+    """What was looked up, for the kernel as well."""
+    known = Known()
+    if found:
+        known.add_all(Keys.of(found), np.array([past.seq for past in found.values()], dtype=np.int64))
+    return found, known
+
+
+class _Room:
+    """Where the kernel writes: events, labels, their values, segments, epochs."""
+
+    def __init__(self) -> None:
+        self.arrays: tuple[Any, ...] = ()
+        self._sizes = (0, 0, 0)
+
+    def have(self, *sizes: int) -> None:
+        """Room for so many events, labels and segments."""
+        if any(wanted > there for wanted, there in zip(sizes, self._sizes, strict=True)):
+            events, labels, segments = self._sizes = tuple(map(max, sizes, self._sizes))  # type: ignore[assignment]
+            self.arrays = (
+                np.empty((events, 2), dtype=np.int64),
+                np.empty((labels, 5), dtype=np.int64),
+                np.empty((labels, 2)),
+                np.empty((segments, 4), dtype=np.int64),
+                np.empty((labels, 6), dtype=np.int64),
+            )
+
+    def copies(self, events: int, labels: int, segments: int, epochs: int) -> tuple[Any, ...]:
+        """What was written, in arrays of its own."""
+        sizes = (events, labels, labels, segments, epochs)
+        return tuple(array[:size].copy() for array, size in zip(self.arrays, sizes, strict=True))
+
+
+@kernel
+def _unknown(op: Any, key: Any, known: Any, here: Any, collects: Any) -> Any:
+    """Which changes are labels whose key is neither remembered nor, if these are collected, that of an event before it."""
+    out = np.zeros(op.size, dtype=np.bool_)
+    for i in range(op.size):
+        h, start, length = key[0][i], key[2][i], np.int64(key[3][i])
+        if op[i] != _OP_EVENT:
+            seq = find(h, key[1], start, length, known[0], known[1], known[2])
+            out[i] = seq < 0 and find(h, key[1], start, length, here[0], here[1], here[2]) < 0
+        elif collects:
+            put(h, key[1], start, length, i, here[0], here[1], here[2], here[5])
+    return out
+
+
+@kernel
+def _enter(at: Any, waits: Any, waiting_arrays: Any) -> None:
+    at[_SEQ] += 1
+    waiting.enter(waits, waiting_arrays[0], waiting_arrays[2])
+    if at[_EPOCH_CLOCK] == NO_TIME:
+        at[_EPOCH_CLOCK] = at[_WATERMARK]
+
+
+@kernel
+def _enter_event(at: Any, row: Any, waiting_arrays: Any, out: Any) -> None:
+    """The log's next entry is an event."""
+    _enter(at, True, waiting_arrays)
+    n = at[_EVENTS]
+    out[0][n, 0], out[0][n, 1] = at[_SEQ], row
+    at[_EVENTS] = n + 1
+
+
+@kernel
+def _enter_label(
+    at: Any, event: Any, kind: Any, y: Any, before: Any, corrects: Any, time: Any, epoch_labels: Any, epoch_time: Any,
+    known: Any, waiting_arrays: Any, out: Any,
+) -> None:  # fmt: skip
+    """The log's next entry is a label; unless it corrects another, it closes its event and counts for the epoch."""
+    if kind != _CORRECTION:
+        waiting.close(event, waiting_arrays[0], waiting_arrays[2])
+    _enter(at, False, waiting_arrays)
+    put_answer(event, 2 * at[_SEQ] + (1 if kind == _TIMEOUT else 0), y, known[3], known[4], known[5])
+    n, labels, values = at[_LABELS], out[1], out[2]
+    labels[n, 0], labels[n, 1], labels[n, 2], labels[n, 3], labels[n, 4] = at[_SEQ], event, kind, corrects, time
+    values[n, 0], values[n, 1] = y, before
+    at[_LABELS] = n + 1
+    if kind == _CORRECTION or y != y:
+        return
+    at[_EPOCH_LABELS] += 1
+    if at[_EPOCH_LABELS] >= epoch_labels or at[_WATERMARK] - at[_EPOCH_CLOCK] >= epoch_time:
+        n, epochs = at[_EPOCHS], out[4]
+        epochs[n, 0], epochs[n, 1], epochs[n, 2] = at[_EPOCH], at[_EPOCH_FIRST], at[_SEQ]
+        epochs[n, 3], epochs[n, 4], epochs[n, 5] = at[_EPOCH_LABELS], at[_EPOCH_CLOCK], at[_WATERMARK]
+        at[_EPOCHS] = n + 1
+        at[_EPOCH], at[_EPOCH_FIRST], at[_EPOCH_LABELS], at[_EPOCH_CLOCK] = at[_EPOCH] + 1, at[_SEQ] + 1, 0, NO_TIME
+
+
+@kernel
+def _begin(at: Any, first: Any, last: Any, reach: Any, times: Any, waiting_arrays: Any) -> None:
+    for i in range(first, last):
+        reach = max(reach, times[i])
+    at[_WATERMARK] = max(at[_WATERMARK], reach)
+    waiting.clock(at[_SEQ] + 1, at[_WATERMARK], waiting_arrays[1], waiting_arrays[2])
+    at[_COMMIT_FIRST] = at[_SEQ] + 1
+
+
+@kernel
+def _change(
+    at: Any, rules: Any, i: Any, op: Any, times: Any, ys: Any, row: Any, key: Any, marks: Any, known: Any, past: Any,
+    waiting_arrays: Any, out: Any,
+) -> Any:  # fmt: skip
+    """One change; whether that could be done here."""
+    h, start, length = key[0][i], key[2][i], np.int64(key[3][i])
+    seq = find(h, key[1], start, length, known[0], known[1], known[2])
+    if op == _OP_EVENT:
+        waits = seq >= 0 and waiting.waits_for(seq, waiting_arrays[0], waiting_arrays[2])
+        if (waits and seq >= (at[_SEQ] + 1) // rules[1] * rules[1]) or marks[h & np.uint64(marks.size - 1)]:
+            return False
+        _enter_event(at, row, waiting_arrays, out)
+        put(h, key[1], start, length, at[_SEQ], known[0], known[1], known[2], known[5])
+        return True
+    if row == at[_REFUSED]:
+        at[_IGNORED] += 1  # the label of an event that was refused, in its own row
+        return True
+    if seq < 0:
+        seq = find(h, key[1], start, length, past[0], past[1], past[2])
+    if seq < 0 or not waiting.waits_for(seq, waiting_arrays[0], waiting_arrays[2]):
+        return False
+    y = ys[i] if op == _OP_LABEL else np.nan
+    if y != y:
+        at[_IGNORED] += 1  # no value is what an event that waits has
+        return True
+    at[_OBSERVED] += 1
+    time = at[_WATERMARK] if times[i] == NO_TIME else times[i]
+    _enter_label(at, seq, _IS_OBSERVED, y, np.nan, 0, time, rules[2], rules[3], known, waiting_arrays, out)
+    return True
+
+
+@kernel
+def _time_out(at: Any, rules: Any, timeout_y: Any, known: Any, waiting_arrays: Any, out: Any) -> Any:
+    """Close what has waited long enough; `_FULL` when the part is, `_HELD` when labels have waited for their event."""
+    while True:
+        seq = waiting.oldest(waiting_arrays[0], waiting_arrays[2])
+        if seq < 0:
+            break
+        deadline = waiting.entered(seq, waiting_arrays[1], waiting_arrays[2]) + rules[0]
+        if deadline > at[_WATERMARK]:
+            break
+        if at[_LABELS] >= rules[4]:
+            return _FULL
+        at[_TIMEOUTS] += 1
+        _enter_label(at, seq, _TIMEOUT, timeout_y, np.nan, 0, deadline, rules[2], rules[3], known, waiting_arrays, out)
+    return _HELD if rules[5] <= at[_WATERMARK] else _DONE
+
+
+@kernel
+def _go(
+    at: Any, rules: Any, timeout_y: Any, bounds: Any, commit_clock: Any, op: Any, times: Any, ys: Any, rows: Any, key: Any,
+    marks: Any, known: Any, past: Any, waiting_arrays: Any, out: Any,
+) -> Any:  # fmt: skip
+    """Go on with a chunk: to its end, or to where somebody else must do something."""
+    last = commit_clock.size - 1
+    while at[_COMMIT] <= last:
+        commit = at[_COMMIT]
+        goes_on = rules[6] and commit == last
+        if at[_PHASE] == _BEGIN:
+            if goes_on:
+                _begin(at, 0, 0, rules[7], times, waiting_arrays)
+            else:
+                _begin(at, bounds[commit], bounds[commit + 1], commit_clock[commit], times, waiting_arrays)
+            at[_PHASE], at[_NEXT] = _ROWS, bounds[commit]
+        if at[_PHASE] == _ROWS:
+            for i in range(at[_NEXT], bounds[commit + 1]):
+                if not _change(at, rules, i, op[i], times, ys, rows[i], key, marks, known, past, waiting_arrays, out):
+                    at[_NEXT] = i
+                    return _RARE
+            at[_NEXT], at[_REFUSED] = bounds[commit + 1], -1
+            if goes_on:
+                return _DONE
+            at[_PHASE] = _TIME_OUTS
+        stopped = _time_out(at, rules, timeout_y, known, waiting_arrays, out)
+        if stopped != _DONE:
+            return stopped
+        if at[_SEQ] >= at[_COMMIT_FIRST]:
+            n, segments = at[_SEGMENTS], out[3]
+            segments[n, 0], segments[n, 1], segments[n, 2] = at[_COMMIT_FIRST], at[_SEQ], commit
+            segments[n, 3] = at[_WATERMARK]
+            at[_SEGMENTS] = n + 1
+        at[_COMMIT_FIRST], at[_COMMIT], at[_PHASE] = 0, commit + 1, _BEGIN
+    return _DONE

@@ -20,9 +20,9 @@ from psycopg2.extras import ReplicationCursor
 
 from headrace.definition.stream import Stream
 from headrace.errors import SourceError
-from headrace.flow.pgoutput import COMMIT, DELETE, INSERT, MESSAGE, UPDATE, Messages, Session, parse
+from headrace.flow.pgoutput import DELETE, INSERT, UPDATE, Messages, Session, parse
 from headrace.store import source
-from headrace.store.copyboth import DATA, HEADER, CopyBoth
+from headrace.store.copyboth import KEEPALIVE, NOTHING, PASSED, CopyBoth, Inbox
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CHUNK_MESSAGES = 25_000
@@ -39,20 +39,20 @@ class Large:
         self.session_after = session
         self.end_lsn = 0
         self._file = tempfile.TemporaryFile(prefix="headrace-transaction-")  # noqa: SIM115 (`close` closes it)
-        self._parts: list[NDArray[np.int64]] = []  # the payloads' lengths
+        self._parts: list[NDArray[np.int64]] = []  # offsets of the payloads
 
-    def add(self, payloads: list[bytes]) -> None:
-        """The next messages."""
-        if payloads:
-            self._parts.append(np.array([len(p) for p in payloads], dtype=np.int64))
-            self._file.write(b"".join(payloads))
+    def add(self, payloads: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        """The next messages, one after the other, and where each begins and the last ends."""
+        if len(payloads):
+            self._parts.append(offsets)
+            self._file.write(payloads.tobytes())
 
     def parts(self) -> Iterator[tuple[Messages, bool]]:
         """The messages, a chunk at a time, and whether it is the last one."""
         self._file.seek(0)
         session = self.session
-        for number, lengths in enumerate(self._parts, start=1):
-            messages = parse(self._file.read(int(lengths.sum())), _offsets(lengths), session)
+        for number, offsets in enumerate(self._parts, start=1):
+            messages = parse(self._file.read(int(offsets[-1])), offsets, session)
             session = messages.session
             yield messages, number == len(self._parts)
         self.session_after = session
@@ -79,12 +79,10 @@ class Reader:
 
     def __init__(self, cursor: ReplicationCursor, patience: float = PATIENCE) -> None:
         self._copy, self._patience = CopyBoth(cursor), patience
-        self._payloads: list[bytes] = []
-        self._size = 0  # bytes of `_payloads`
-        self._whole = 0  # payloads up to the last Commit
+        self._inbox = Inbox()
         self._large: Large | None = None  # the transaction that is being received, when it is one
         self._session = Session()
-        self._known, self._durable = 0, 0  # positions: all before it was given or is in `_payloads`; acknowledged
+        self._known, self._durable = 0, 0  # positions: all before it was given or is in `_inbox`; acknowledged
         self._wondered: float | None = None  # since when an answer is awaited
         self.asked = False
 
@@ -99,49 +97,39 @@ class Reader:
         SourceError
             When the connection ended: the source went away, or took the slot from us.
         """
-        deadline = time.monotonic() + wait
-        while (more := self._size < _CHUNK_BYTES and len(self._payloads) < _CHUNK_MESSAGES) or not self._whole:
+        deadline, inbox = time.monotonic() + wait, self._inbox
+        while (more := inbox.size < _CHUNK_BYTES and inbox.count < _CHUNK_MESSAGES) or not inbox.whole:
             if not more:
                 self._spill()
                 if time.monotonic() > deadline:
                     return None
-            message = self._copy.message()
-            if message is None:
-                if self._whole:
+            stopped = self._copy.drain(inbox, _CHUNK_BYTES, _CHUNK_MESSAGES, single=self._large is not None)
+            if self._large is not None and inbox.whole:
+                return self._received()
+            if stopped == NOTHING:
+                if inbox.whole:
                     break
                 left = deadline - time.monotonic()
                 if left <= 0 or not select.select([self._copy], [], [], left)[0]:
                     self._listen()
                     return None
-            elif message[0] == DATA:
-                payload = message[HEADER:]
-                if payload[0] == MESSAGE and not payload[1]:
-                    if time.monotonic() < deadline:
-                        continue
-                    if self._whole:
-                        break
-                    return None
-                self._payloads.append(payload)
-                self._size += len(payload)
-                if payload[0] == COMMIT:
-                    self._whole = len(self._payloads)
-                    if self._large is not None:
-                        return self._received(payload)
-            elif self._keepalive(message):
+            elif stopped == PASSED and time.monotonic() >= deadline:
+                if inbox.whole:
+                    break
                 return None
-        taken, self._payloads, self._whole = self._payloads[: self._whole], self._payloads[self._whole :], 0
-        self._size = sum(map(len, self._payloads))
-        messages = parse(b"".join(taken), _offsets(np.array([len(p) for p in taken])), self._session)
+            elif stopped == KEEPALIVE and self._keepalive(self._copy.keepalive):
+                return None
+        messages = parse(*inbox.taken(inbox.whole), self._session)
         self._session = messages.session
         return messages
 
     def _keepalive(self, message: bytes) -> bool:
         """Whether the caller must answer; inside a transaction, or before one is dealt with, the answer is the old one."""
-        outside = len(self._payloads) == self._whole and self._large is None
+        outside = self._inbox.count == self._inbox.whole and self._large is None
         if outside:
             self._known = max(self._known, int.from_bytes(message[1:9], "big"))
         if message[17]:
-            self.asked = outside and not self._whole
+            self.asked = outside and not self._inbox.whole
             if not outside:
                 self.alive()
         return self.asked
@@ -165,15 +153,14 @@ class Reader:
     def _spill(self) -> None:
         if self._large is None:
             self._large = Large(self._session)
-        self._large.add(self._payloads)
-        self._payloads, self._size = [], 0
+        self._large.add(*self._inbox.taken(self._inbox.count))
 
-    def _received(self, commit: bytes) -> Large:
+    def _received(self) -> Large:
         large, self._large = self._large, None
         assert large is not None  # the caller has looked
-        large.add(self._payloads)
-        large.end_lsn = int.from_bytes(commit[10:18], "big")
-        self._payloads, self._size, self._whole = [], 0, 0
+        payloads, offsets = self._inbox.taken(self._inbox.whole)
+        large.add(payloads, offsets)
+        large.end_lsn = int.from_bytes(payloads[offsets[-2] + 10 : offsets[-2] + 18].tobytes(), "big")
         return large
 
     def done(self, large: Large) -> None:
@@ -195,12 +182,6 @@ class Reader:
         """Tell the source that somebody still reads, while one transaction takes long to write."""
         self._copy.confirm(max(self._known, self._durable), self._durable)
         self.asked = False
-
-
-def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
 
 
 @dataclass(frozen=True)

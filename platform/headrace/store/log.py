@@ -37,6 +37,7 @@ from headrace.flow.admit import Admission, Refusal
 from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.features import series
 from headrace.flow.join import NO_TIME, Answer, Counts, Epoch, Held, Join, Joined, Past, new_join
+from headrace.flow.keys import Keys
 from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
@@ -176,15 +177,15 @@ class Appender:
     def _write(
         self, conn: Connection, joined: Joined, admission: Admission, commits: Commits, origin: str, now: datetime
     ) -> None:
-        seqs = [part[i] for part in (joined.event_seq, joined.label_seq) if part for i in (0, -1)]
+        seqs = [int(part[i, 0]) for part in (joined.events, joined.labels) if len(part) for i in (0, -1)]
         if seqs:
             self._make_room(conn, min(seqs), max(seqs))
             self._write_events(conn, joined, admission.groups)
             self._write_labels(conn, joined)
-        if joined.segments:
+        if len(joined.segments):
             segments = (
                 (first, last, commits.end_lsn[c], commits.time[c], now, moment(watermark), self._hash, origin)
-                for first, last, c, watermark in joined.segments
+                for first, last, c, watermark in joined.segments.tolist()
             )
             self._copy_text(conn, "write_segments", segments)
         for epoch in joined.epochs:
@@ -289,10 +290,10 @@ class Appender:
         join.follow(
             upto,
             events,
-            [
+            Keys.of(
                 keys.bytes_at(i) if keys.length[i] >= 0 else _ERASED
                 for i in np.flatnonzero(events >= remembered).tolist()
-            ],
+            ),
             decode(labels, 0, INT8).values,
             decode(labels, 1, INT8).values,
             decode(labels, 2, INT4).values,
@@ -307,7 +308,7 @@ class Appender:
         return {keys.bytes_at(i): Held(ys[i], times[i], deadlines[i]) for i in range(cells.rows)}
 
     def _write_events(self, conn: Connection, joined: Joined, groups: Sequence[tuple[int, Sequence[Fields]]]) -> None:
-        seqs, rows = np.array(joined.event_seq, dtype=np.int64), np.array(joined.event_row, dtype=np.int64)
+        seqs, rows = joined.events.T
         names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._columns)
         text = sql.SQL(all_queries()["write_events"]).format(schema=sql.Identifier(self.stream), columns=names)
         for first, fields in groups:
@@ -317,17 +318,18 @@ class Appender:
                 copy_in(conn, text, [encode(seqs[mine], INT8), *(f.take(index) for f in fields)])
 
     def _write_labels(self, conn: Connection, joined: Joined) -> None:
-        if not joined.label_seq:
+        if not len(joined.labels):
             return
-        y, before, corrects = np.array(joined.y), np.array(joined.y_before), np.array(joined.corrects, dtype=np.int64)
+        seq, event, kind, corrects, time = joined.labels.T
+        y, before = joined.values.T
         fields = [
-            encode(np.array(joined.label_seq, dtype=np.int64), INT8),
-            encode(np.array(joined.label_event, dtype=np.int64), INT8),
-            encode(_KINDS[np.array(joined.label_kind)], TEXT),
+            encode(seq, INT8),
+            encode(event, INT8),
+            encode(_KINDS[kind], TEXT),
             encode(y, FLOAT8, np.isnan(y)),
             encode(before, FLOAT8, np.isnan(before)),
             encode(corrects, INT8, corrects == 0),
-            encode(np.array(joined.label_time, dtype=np.int64), TIMESTAMPTZ),
+            encode(time, TIMESTAMPTZ),
         ]
         copy_in(conn, query("write_labels", self.stream), fields)
 
