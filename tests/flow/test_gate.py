@@ -21,7 +21,6 @@ from headrace.events import LogColumn, micros
 from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.gate import Gate, Rows, compile_expectation, event_gate, label_gate, label_values
-from headrace.flow.join import NO_TIME, Op
 from headrace.flow.pgtypes import (
     BOOL,
     FLOAT8,
@@ -32,6 +31,7 @@ from headrace.flow.pgtypes import (
     TEXT,
     TIMESTAMPTZ,
 )
+from headrace.flow.steps import NO_TIME, Op
 
 NOW = micros(datetime(2020, 5, 1, tzinfo=UTC))
 HOUR = 3_600_000_000

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.events import EpochRange, LabelKind
-from headrace.flow.join import NO_TIME, Answer, Chunk, Counts, Epoch, Held, Join, Joined, Op, Orphan, Past
+from headrace.flow.join import Answer, Chunk, Counts, Epoch, Held, Join, Joined, Orphan, Past
 from headrace.flow.keys import Keys
+from headrace.flow.steps import NO_TIME, Op
 
 NO_CLOCK = -(2**63)
 WINDOW = 20

@@ -19,9 +19,10 @@ from headrace.errors import ModelError
 from headrace.events import Columns, Engine, EpochRange, LabelKind, LogBatch, Recalled, micros
 from headrace.flow import openevents, progressive
 from headrace.flow.features import Encoder
-from headrace.flow.join import Chunk, Op, new_join
+from headrace.flow.join import Chunk, new_join
 from headrace.flow.keys import Keys
 from headrace.flow.progressive import EpochScore, Progressive
+from headrace.flow.steps import Op
 from headrace.models.boosting import train
 from headrace.models.snapshot import dump, parse
 from headrace.models.target_mean import TargetMeans

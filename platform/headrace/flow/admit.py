@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from headrace.definition.stream import Stream
 from headrace.events import LogColumn
 from headrace.flow.gate import Gate, Rows, event_gate, label_gate, label_values, update_gate
-from headrace.flow.join import HELD, NO_TIME, Chunk, Op, Orphan
+from headrace.flow.join import HELD, Chunk, Orphan
 from headrace.flow.keys import Keys
 from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
 from headrace.flow.recast import as_keys, can_recast, recast
+from headrace.flow.steps import NO_TIME, Op
 from headrace.flow.wire import Fields
 
 logger = logging.getLogger(__name__)

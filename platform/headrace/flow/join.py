@@ -21,32 +21,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from enum import IntEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.definition.stream import Stream
 from headrace.events import PARTITION_ENTRIES, EpochRange, LabelKind
-from headrace.flow import waiting
-from headrace.flow.keys import Keys, Known, find, put, put_answer
+from headrace.flow.keys import Keys, Known
+from headrace.flow.steps import (
+    BEGIN,
+    COMMIT,
+    COMMIT_FIRST,
+    DONE,
+    EPOCH,
+    EPOCH_CLOCK,
+    EPOCH_FIRST,
+    EPOCH_LABELS,
+    EPOCHS,
+    EVENTS,
+    FULL,
+    IGNORED,
+    LABELS,
+    NEVER,
+    NEXT,
+    NO_TIME,
+    OBSERVED,
+    PHASE,
+    RARE,
+    REFUSED,
+    REMEMBERED,
+    ROWS,
+    SEGMENTS,
+    SEQ,
+    TIMEOUTS,
+    WATERMARK,
+    WIDTH,
+    Op,
+    Room,
+    enter_event,
+    enter_label,
+    go,
+    unknown,
+)
 from headrace.flow.waiting import Waiting
-from headrace.models.text import kernel
 
 Ints = NDArray[np.int64]
-NO_TIME = -(2**63)  # a deleted label has no time of its own: it gets the watermark
 Key = bytes  # a key's wire bytes: equal values of one type have equal bytes
 PART = 100_000  # labels that a commit's time-outs add to the log at a time
 HELD = 1_000_000  # labels that wait for their event, at most
-
-
-class Op(IntEnum):
-    """What a change asks of the log."""
-
-    EVENT = 0
-    LABEL = 1  # set or changed
-    UNLABEL = 2  # deleted, or set to NULL
 
 
 @dataclass(frozen=True)
@@ -166,17 +188,6 @@ class Epoch:
     watermark_first: int | None = None
 
 
-# Of `Join._at`: the log's state; where in a chunk the join is; what it has made of it.
-_SEQ, _WATERMARK, _REMEMBERED, _COMMIT_FIRST, _EPOCH, _EPOCH_FIRST, _EPOCH_LABELS, _EPOCH_CLOCK = range(8)
-_COMMIT, _NEXT, _PHASE, _REFUSED = range(8, 12)
-_EVENTS, _LABELS, _SEGMENTS, _EPOCHS, _OBSERVED, _IGNORED, _TIMEOUTS, _WIDTH = range(12, 20)
-_BEGIN, _ROWS, _TIME_OUTS = range(3)  # phases of a commit
-_DONE, _RARE, _FULL, _HELD = range(4)  # why the kernel stopped
-_OP_EVENT, _OP_LABEL = int(Op.EVENT), int(Op.LABEL)
-_IS_OBSERVED, _TIMEOUT, _CORRECTION = int(LabelKind.OBSERVED), int(LabelKind.TIMEOUT), int(LabelKind.CORRECTION)
-_NEVER = 2**63 - 1
-
-
 class Join:
     """The join of one stream.
 
@@ -213,32 +224,32 @@ class Join:
         self._timeout_y = 0.0 if negative else float("nan")
         self._epoch_labels, self._epoch_time = epoch_labels, epoch_time
         self._waiting, self._known = Waiting(), Known()
-        self._at = np.zeros(_WIDTH, dtype=np.int64)
-        self._at[[_WATERMARK, _REFUSED]] = NO_TIME, -1
+        self._at = np.zeros(WIDTH, dtype=np.int64)
+        self._at[[WATERMARK, REFUSED]] = NO_TIME, -1
         self.epoch = Epoch()
-        self._out = _Room()
+        self._out = Room()
         self._marks = np.zeros(1, dtype=np.uint32)  # how many held keys have a hash that ends so
 
     @property
     def seq(self) -> int:
         """The log's last entry."""
-        return int(self._at[_SEQ])
+        return int(self._at[SEQ])
 
     @property
     def watermark(self) -> int:
         """The stream's clock, microseconds."""
-        return int(self._at[_WATERMARK])
+        return int(self._at[WATERMARK])
 
     @property
     def epoch(self) -> Epoch:
         """The epoch that is being filled."""
-        number, first, labels, clock = self._at[[_EPOCH, _EPOCH_FIRST, _EPOCH_LABELS, _EPOCH_CLOCK]].tolist()
+        number, first, labels, clock = self._at[[EPOCH, EPOCH_FIRST, EPOCH_LABELS, EPOCH_CLOCK]].tolist()
         return Epoch(number, first, labels, None if clock == NO_TIME else clock)
 
     @epoch.setter
     def epoch(self, epoch: Epoch) -> None:
         clock = NO_TIME if epoch.watermark_first is None else epoch.watermark_first
-        self._at[[_EPOCH, _EPOCH_FIRST, _EPOCH_LABELS, _EPOCH_CLOCK]] = (
+        self._at[[EPOCH, EPOCH_FIRST, EPOCH_LABELS, EPOCH_CLOCK]] = (
             epoch.number, epoch.seq_first, epoch.labels, clock,
         )  # fmt: skip
 
@@ -250,11 +261,11 @@ class Join:
     @property
     def remembers_from(self) -> int:
         """From this seq on the join knows keys and answers by itself; `run` must be told of what lies before."""
-        return int(self._at[_REMEMBERED])
+        return int(self._at[REMEMBERED])
 
     def start(self, seq: int) -> None:
         """Begin after `seq`, up to where no event waits; the rest of the log comes through `follow`."""
-        self._at[_SEQ] = seq
+        self._at[SEQ] = seq
         self._waiting.start(seq)
 
     def follow(
@@ -277,7 +288,7 @@ class Join:
         for seq, watermark in clocks:
             self._waiting.clock(seq, watermark)
         self._waiting.follow(last, events, answered[kind != LabelKind.CORRECTION])
-        self._at[_SEQ] = last
+        self._at[SEQ] = last
         self._forget()
         self._known.add_all(keys, events[len(events) - len(keys) :])
         recent = slice(int(np.searchsorted(labels, self.remembers_from)), None)
@@ -286,7 +297,7 @@ class Join:
 
     def resume(self, *, watermark: int, epoch: Epoch, held: dict[Key, Held]) -> None:
         """What the log says beside its entries."""
-        self._at[_WATERMARK], self.epoch, self.held = watermark, epoch, held
+        self._at[WATERMARK], self.epoch, self.held = watermark, epoch, held
         self._mark_all()
 
     def remembers(self, key: Key) -> bool:
@@ -300,10 +311,10 @@ class Join:
         """
         key, op = chunk.key.take(slice(first, None)), chunk.op[first:]
         parts, here = (key.hashes, key.buffer, key.start, key.length), Known()
-        strange = _unknown(op, parts, self._known.arrays, here.arrays, False)
-        if strange.any() and (op == _OP_EVENT).any():  # perhaps of events of this chunk
+        strange = unknown(op, parts, self._known.arrays, here.arrays, False)
+        if strange.any() and (op == Op.EVENT).any():  # perhaps of events of this chunk
             here.room(len(key), int(key.length.sum()), 0)
-            strange &= _unknown(op, parts, self._known.arrays, here.arrays, True)
+            strange &= unknown(op, parts, self._known.arrays, here.arrays, True)
         asked = dict.fromkeys(key[row] for row in np.flatnonzero(strange).tolist())
         return [key for key in asked if key not in self.held]
 
@@ -320,17 +331,17 @@ class Join:
         """
         past = _past(look_up(self.unknown_keys(chunk), self.remembers_from))
         bounds = np.searchsorted(chunk.commit, np.arange(len(chunk.commit_clock) + 1))
-        self._at[[_COMMIT, _NEXT, _PHASE]] = 0, 0, _ROWS if self._at[_COMMIT_FIRST] else _BEGIN
+        self._at[[COMMIT, NEXT, PHASE]] = 0, 0, ROWS if self._at[COMMIT_FIRST] else BEGIN
         out = Joined()
         self._make_room(chunk)
-        while (stopped := self._go(chunk, bounds, past, goes_on)) != _DONE:
-            if stopped == _RARE:
+        while (stopped := self._go(chunk, bounds, past, goes_on)) != DONE:
+            if stopped == RARE:
                 self._rare(out, chunk, past)
-            elif stopped == _FULL or not self._give_up_due(out):
+            elif stopped == FULL or not self._give_up_due(out):
                 yield self._taken(out)
                 out = Joined()
                 if self._forget():
-                    done = int(bounds[self._at[_COMMIT] + 1])
+                    done = int(bounds[self._at[COMMIT] + 1])
                     past = _past(look_up(self.unknown_keys(chunk, done), self.remembers_from))
                 self._make_room(chunk)
         yield self._taken(out)
@@ -338,10 +349,10 @@ class Join:
 
     def _go(self, chunk: Chunk, bounds: Ints, past: _Past, goes_on: int | None) -> int:
         key, more = chunk.key, (goes_on is not None, NO_TIME if goes_on is None else goes_on)
-        earliest = next(iter(self.held.values())).deadline if self.held else _NEVER
+        earliest = next(iter(self.held.values())).deadline if self.held else NEVER
         rules = (self.window, self.partition, self._epoch_labels, self._epoch_time, self._part, earliest, *more)
         return int(
-            _go(
+            go(
                 self._at, rules, self._timeout_y, bounds, chunk.commit_clock, chunk.op, chunk.time, chunk.y, chunk.row,
                 (key.hashes, key.buffer, key.start, key.length), self._marks, self._known.arrays, past[1].arrays[:3],
                 self._waiting.arrays, self._out.arrays,
@@ -357,18 +368,18 @@ class Join:
 
     def _taken(self, out: Joined) -> Joined:
         """What the kernel has made goes into a part."""
-        made = self._at[[_EVENTS, _LABELS, _SEGMENTS, _EPOCHS]].tolist()
+        made = self._at[[EVENTS, LABELS, SEGMENTS, EPOCHS]].tolist()
         out.events, out.labels, out.values, out.segments, epochs = self._out.copies(*made)
         out.epochs = [EpochRange(*epoch) for epoch in epochs.tolist()]
-        labels, ignored, timeouts = self._at[[_OBSERVED, _IGNORED, _TIMEOUTS]].tolist()
+        labels, ignored, timeouts = self._at[[OBSERVED, IGNORED, TIMEOUTS]].tolist()
         out.counts += Counts(events=made[0], labels=labels, ignored=ignored, timeouts=timeouts)
-        self._at[[_EVENTS, _LABELS, _SEGMENTS, _EPOCHS, _OBSERVED, _IGNORED, _TIMEOUTS]] = 0
+        self._at[[EVENTS, LABELS, SEGMENTS, EPOCHS, OBSERVED, IGNORED, TIMEOUTS]] = 0
         return out
 
     def _rare(self, out: Joined, chunk: Chunk, past: _Past) -> None:
         """The change at which the kernel stopped."""
-        row, commit = self._at[[_NEXT, _COMMIT]].tolist()
-        self._at[_NEXT] += 1
+        row, commit = self._at[[NEXT, COMMIT]].tolist()
+        self._at[NEXT] += 1
         time, op = int(chunk.time[row]), int(chunk.op[row])
         if op == Op.EVENT:
             self._event(out, chunk.key, row, int(chunk.row[row]), commit)
@@ -382,13 +393,13 @@ class Join:
         if known in self._waiting and known >= self._partition_of(self.seq + 1):
             out.duplicates.append((row, commit))
             out.counts.quarantined += 1
-            self._at[_REFUSED] = row
+            self._at[REFUSED] = row
             return
-        _enter_event(self._at, row, self._waiting.arrays, self._out.arrays)
+        enter_event(self._at, row, self._waiting.arrays, self._out.arrays)
         self._known.add(keys, at, self.seq)
         if (key := keys[at]) in self.held:
             label = self._release(out, key)
-            self._at[_OBSERVED] += 1
+            self._at[OBSERVED] += 1
             self._label(self.seq, LabelKind.OBSERVED, label.y, float("nan"), 0, label.time)
 
     def _answer(self, out: Joined, keys: Keys, at: int, y: float, time: int, commit: int, past: _Past) -> None:
@@ -409,7 +420,7 @@ class Join:
 
     def _label(self, event: int, kind: LabelKind, y: float, before: float, corrects: int, time: int) -> None:
         self._known.room(0, 0, 1)
-        _enter_label(
+        enter_label(
             self._at, event, int(kind), y, before, corrects, time, self._epoch_labels, self._epoch_time, self._known.arrays,
             self._waiting.arrays, self._out.arrays,
         )  # fmt: skip
@@ -455,7 +466,7 @@ class Join:
 
     def _give_up_due(self, out: Joined) -> bool:
         """Labels that have waited long enough for their event; whether those are all, or the part is full."""
-        commit = int(self._at[_COMMIT])
+        commit = int(self._at[COMMIT])
         while self.held and next(iter(self.held.values())).deadline <= self.watermark:
             if len(out.orphans) >= self._part:
                 return False
@@ -486,7 +497,7 @@ class Join:
         if first <= self.remembers_from:
             return False
         self._known.forget(first)
-        self._at[_REMEMBERED] = first
+        self._at[REMEMBERED] = first
         return True
 
 
@@ -519,179 +530,3 @@ def _past(found: Mapping[Key, Past]) -> _Past:
     if found:
         known.add_all(Keys.of(found), np.array([past.seq for past in found.values()], dtype=np.int64))
     return found, known
-
-
-class _Room:
-    """Where the kernel writes: events, labels, their values, segments, epochs."""
-
-    def __init__(self) -> None:
-        self.arrays: tuple[Any, ...] = ()
-        self._sizes = (0, 0, 0)
-
-    def have(self, *sizes: int) -> None:
-        """Room for so many events, labels and segments."""
-        if any(wanted > there for wanted, there in zip(sizes, self._sizes, strict=True)):
-            events, labels, segments = self._sizes = tuple(map(max, sizes, self._sizes))  # type: ignore[assignment]
-            self.arrays = (
-                np.empty((events, 2), dtype=np.int64),
-                np.empty((labels, 5), dtype=np.int64),
-                np.empty((labels, 2)),
-                np.empty((segments, 4), dtype=np.int64),
-                np.empty((labels, 6), dtype=np.int64),
-            )
-
-    def copies(self, events: int, labels: int, segments: int, epochs: int) -> tuple[Any, ...]:
-        """What was written, in arrays of its own."""
-        sizes = (events, labels, labels, segments, epochs)
-        return tuple(array[:size].copy() for array, size in zip(self.arrays, sizes, strict=True))
-
-
-@kernel
-def _unknown(op: Any, key: Any, known: Any, here: Any, collects: Any) -> Any:
-    """Which changes are labels whose key is neither remembered nor, if these are collected, that of an event before it."""
-    out = np.zeros(op.size, dtype=np.bool_)
-    for i in range(op.size):
-        h, start, length = key[0][i], key[2][i], np.int64(key[3][i])
-        if op[i] != _OP_EVENT:
-            seq = find(h, key[1], start, length, known[0], known[1], known[2])
-            out[i] = seq < 0 and find(h, key[1], start, length, here[0], here[1], here[2]) < 0
-        elif collects:
-            put(h, key[1], start, length, i, here[0], here[1], here[2], here[5])
-    return out
-
-
-@kernel
-def _enter(at: Any, waits: Any, waiting_arrays: Any) -> None:
-    at[_SEQ] += 1
-    waiting.enter(waits, waiting_arrays[0], waiting_arrays[2])
-    if at[_EPOCH_CLOCK] == NO_TIME:
-        at[_EPOCH_CLOCK] = at[_WATERMARK]
-
-
-@kernel
-def _enter_event(at: Any, row: Any, waiting_arrays: Any, out: Any) -> None:
-    """The log's next entry is an event."""
-    _enter(at, True, waiting_arrays)
-    n = at[_EVENTS]
-    out[0][n, 0], out[0][n, 1] = at[_SEQ], row
-    at[_EVENTS] = n + 1
-
-
-@kernel
-def _enter_label(
-    at: Any, event: Any, kind: Any, y: Any, before: Any, corrects: Any, time: Any, epoch_labels: Any, epoch_time: Any,
-    known: Any, waiting_arrays: Any, out: Any,
-) -> None:  # fmt: skip
-    """The log's next entry is a label; unless it corrects another, it closes its event and counts for the epoch."""
-    if kind != _CORRECTION:
-        waiting.close(event, waiting_arrays[0], waiting_arrays[2])
-    _enter(at, False, waiting_arrays)
-    put_answer(event, 2 * at[_SEQ] + (1 if kind == _TIMEOUT else 0), y, known[3], known[4], known[5])
-    n, labels, values = at[_LABELS], out[1], out[2]
-    labels[n, 0], labels[n, 1], labels[n, 2], labels[n, 3], labels[n, 4] = at[_SEQ], event, kind, corrects, time
-    values[n, 0], values[n, 1] = y, before
-    at[_LABELS] = n + 1
-    if kind == _CORRECTION or y != y:
-        return
-    at[_EPOCH_LABELS] += 1
-    if at[_EPOCH_LABELS] >= epoch_labels or at[_WATERMARK] - at[_EPOCH_CLOCK] >= epoch_time:
-        n, epochs = at[_EPOCHS], out[4]
-        epochs[n, 0], epochs[n, 1], epochs[n, 2] = at[_EPOCH], at[_EPOCH_FIRST], at[_SEQ]
-        epochs[n, 3], epochs[n, 4], epochs[n, 5] = at[_EPOCH_LABELS], at[_EPOCH_CLOCK], at[_WATERMARK]
-        at[_EPOCHS] = n + 1
-        at[_EPOCH], at[_EPOCH_FIRST], at[_EPOCH_LABELS], at[_EPOCH_CLOCK] = at[_EPOCH] + 1, at[_SEQ] + 1, 0, NO_TIME
-
-
-@kernel
-def _begin(at: Any, first: Any, last: Any, reach: Any, times: Any, waiting_arrays: Any) -> None:
-    for i in range(first, last):
-        reach = max(reach, times[i])
-    at[_WATERMARK] = max(at[_WATERMARK], reach)
-    waiting.clock(at[_SEQ] + 1, at[_WATERMARK], waiting_arrays[1], waiting_arrays[2])
-    at[_COMMIT_FIRST] = at[_SEQ] + 1
-
-
-@kernel
-def _change(
-    at: Any, rules: Any, i: Any, op: Any, times: Any, ys: Any, row: Any, key: Any, marks: Any, known: Any, past: Any,
-    waiting_arrays: Any, out: Any,
-) -> Any:  # fmt: skip
-    """One change; whether that could be done here."""
-    h, start, length = key[0][i], key[2][i], np.int64(key[3][i])
-    seq = find(h, key[1], start, length, known[0], known[1], known[2])
-    if op == _OP_EVENT:
-        waits = seq >= 0 and waiting.waits_for(seq, waiting_arrays[0], waiting_arrays[2])
-        if (waits and seq >= (at[_SEQ] + 1) // rules[1] * rules[1]) or marks[h & np.uint64(marks.size - 1)]:
-            return False
-        _enter_event(at, row, waiting_arrays, out)
-        put(h, key[1], start, length, at[_SEQ], known[0], known[1], known[2], known[5])
-        return True
-    if row == at[_REFUSED]:
-        at[_IGNORED] += 1  # the label of an event that was refused, in its own row
-        return True
-    if seq < 0:
-        seq = find(h, key[1], start, length, past[0], past[1], past[2])
-    if seq < 0 or not waiting.waits_for(seq, waiting_arrays[0], waiting_arrays[2]):
-        return False
-    y = ys[i] if op == _OP_LABEL else np.nan
-    if y != y:
-        at[_IGNORED] += 1  # no value is what an event that waits has
-        return True
-    at[_OBSERVED] += 1
-    time = at[_WATERMARK] if times[i] == NO_TIME else times[i]
-    _enter_label(at, seq, _IS_OBSERVED, y, np.nan, 0, time, rules[2], rules[3], known, waiting_arrays, out)
-    return True
-
-
-@kernel
-def _time_out(at: Any, rules: Any, timeout_y: Any, known: Any, waiting_arrays: Any, out: Any) -> Any:
-    """Close what has waited long enough; `_FULL` when the part is, `_HELD` when labels have waited for their event."""
-    while True:
-        seq = waiting.oldest(waiting_arrays[0], waiting_arrays[2])
-        if seq < 0:
-            break
-        deadline = waiting.entered(seq, waiting_arrays[1], waiting_arrays[2]) + rules[0]
-        if deadline > at[_WATERMARK]:
-            break
-        if at[_LABELS] >= rules[4]:
-            return _FULL
-        at[_TIMEOUTS] += 1
-        _enter_label(at, seq, _TIMEOUT, timeout_y, np.nan, 0, deadline, rules[2], rules[3], known, waiting_arrays, out)
-    return _HELD if rules[5] <= at[_WATERMARK] else _DONE
-
-
-@kernel
-def _go(
-    at: Any, rules: Any, timeout_y: Any, bounds: Any, commit_clock: Any, op: Any, times: Any, ys: Any, rows: Any, key: Any,
-    marks: Any, known: Any, past: Any, waiting_arrays: Any, out: Any,
-) -> Any:  # fmt: skip
-    """Go on with a chunk: to its end, or to where somebody else must do something."""
-    last = commit_clock.size - 1
-    while at[_COMMIT] <= last:
-        commit = at[_COMMIT]
-        goes_on = rules[6] and commit == last
-        if at[_PHASE] == _BEGIN:
-            if goes_on:
-                _begin(at, 0, 0, rules[7], times, waiting_arrays)
-            else:
-                _begin(at, bounds[commit], bounds[commit + 1], commit_clock[commit], times, waiting_arrays)
-            at[_PHASE], at[_NEXT] = _ROWS, bounds[commit]
-        if at[_PHASE] == _ROWS:
-            for i in range(at[_NEXT], bounds[commit + 1]):
-                if not _change(at, rules, i, op[i], times, ys, rows[i], key, marks, known, past, waiting_arrays, out):
-                    at[_NEXT] = i
-                    return _RARE
-            at[_NEXT], at[_REFUSED] = bounds[commit + 1], -1
-            if goes_on:
-                return _DONE
-            at[_PHASE] = _TIME_OUTS
-        stopped = _time_out(at, rules, timeout_y, known, waiting_arrays, out)
-        if stopped != _DONE:
-            return stopped
-        if at[_SEQ] >= at[_COMMIT_FIRST]:
-            n, segments = at[_SEGMENTS], out[3]
-            segments[n, 0], segments[n, 1], segments[n, 2] = at[_COMMIT_FIRST], at[_SEQ], commit
-            segments[n, 3] = at[_WATERMARK]
-            at[_SEGMENTS] = n + 1
-        at[_COMMIT_FIRST], at[_COMMIT], at[_PHASE] = 0, commit + 1, _BEGIN
-    return _DONE

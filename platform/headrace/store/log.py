@@ -36,9 +36,10 @@ from headrace.events import (
 from headrace.flow.admit import Admission, Refusal
 from headrace.flow.copybinary import encode, pack, unpack
 from headrace.flow.features import series
-from headrace.flow.join import NO_TIME, Answer, Counts, Epoch, Held, Join, Joined, Past, new_join
+from headrace.flow.join import Answer, Counts, Epoch, Held, Join, Joined, Past, new_join
 from headrace.flow.keys import Keys
 from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
+from headrace.flow.steps import NO_TIME
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
 from headrace.store.queries import all_queries, query
