@@ -27,6 +27,7 @@ from headrace.errors import BatchError
 from headrace.events import Columns, Engine, LabelKind, LogColumn
 from headrace.flow.features import Encoder
 from headrace.flow.losses import losses_of
+from headrace.flow.negatives import Negatives
 from headrace.flow.progressive import Progressive
 from headrace.flow.scores import GENESIS
 from headrace.models.boosting import Trained
@@ -69,9 +70,15 @@ class Window:
     label_seq: NDArray[np.int64]
     label_clock: NDArray[np.int64]
     y: Floats
+    negatives: Negatives  # which of those labels teach
     means: TargetMeans | None  # as they stand at the window's end
     open_seq: NDArray[np.int64]  # events that wait for their label at the window's end
     open_means: Floats | None
+
+    @property
+    def weight(self) -> Floats:
+        """float64[labels], what each one weighs for a model; 0 for one that does not teach."""
+        return self.negatives.weight(self.negatives.importance(self.event_seq[self.label_row], self.y))
 
 
 class _Collector:
@@ -126,7 +133,8 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
     means = TargetMeans(encoder.mean_keys, prior) if recipe.target_means else None
     collector = _Collector()
     at = dropped = log.dropped_through(conn, stream.name)
-    pass_over = Progressive(collector, encoder, means, (), at + 1, GENESIS, loss=stream.loss)
+    negatives = Negatives.of(stream.config_of(recipe))
+    pass_over = Progressive(collector, encoder, means, (), at + 1, GENESIS, loss=stream.loss, negatives=negatives)
     parts: list[dict[str, NDArray[Any]]] = []
     while at < seq_last:
         batch, scores = read_on(conn, stream.name, columns, pass_over, min(at + _BATCH, seq_last))
@@ -155,6 +163,7 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
         label_seq=log_columns["label_seq"],
         label_clock=log_columns["label_clock"],
         y=log_columns["y"],
+        negatives=negatives,
         means=means,
         open_seq=open_seq,
         open_means=None if means is None else open_means,
@@ -236,7 +245,15 @@ def bootstrap(
         try_recipe(stream, recipe, artifact=artifact.tobytes())
         late = stream.label.on_late
         progressive = Progressive(
-            model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late, stream.loss
+            model,
+            Encoder(stream),
+            window.means,
+            stream.slices,
+            cut + 1,
+            GENESIS,
+            late,
+            stream.loss,
+            window.negatives,
         )
         opened = log.recall(conn, stream.name, columns, window.open_seq).events
         clock = window.event_clock[np.searchsorted(window.event_seq, window.open_seq)]
@@ -290,7 +307,7 @@ def _fit(
         model = fresh(recipe, key=key, artifact=trained.ensemble.dump(), loss=stream.loss)
         first_part = fresh(recipe, key=key, artifact=trained.held_out.dump(), loss=stream.loss)
         p = first_part.predict(first_part.prepare(take(window.X, asked)))
-    losses = losses_of(stream.loss, window.y[judged], p)
+    losses = losses_of(stream.loss, window.y[judged], window.negatives.corrected(p))
     heldout |= {
         "loss": float(losses.mean()),
         "loss_kind": stream.loss.kind,
@@ -308,7 +325,10 @@ def _train(
     order = known[np.argsort(window.label_row[known], kind="stable")]
     rows = window.label_row[order]
     clocks = window.event_clock[rows], window.label_clock[order]
-    return train(recipe, take(window.X, rows), window.y[order], *clocks, loss=loss, threads=threads), rows
+    more: dict[str, Any] = {"loss": loss, "threads": threads}
+    if window.negatives.rate < 1.0:
+        more["weight"] = window.weight[order]
+    return train(recipe, take(window.X, rows), window.y[order], *clocks, **more), rows
 
 
 def _walk(recipe: Recipe, window: Window, cut: int, trained: Trained, threads: int) -> tuple[Model, Floats, int]:
@@ -316,7 +336,7 @@ def _walk(recipe: Recipe, window: Window, cut: int, trained: Trained, threads: i
     half = int(window.label_seq[len(window.label_seq) // 2])
     waits = np.isin(window.event_seq, window.open_seq)
     waits[window.label_row] = True
-    labels = (window.label_row, window.label_seq, window.label_clock, window.y)
+    labels = (window.label_row, window.label_seq, window.label_clock, window.y, window.weight)
     walk = Walk(window.X, window.event_seq, waits, *labels)
     model = walk_forward(recipe, walk, half, cut, _train(recipe, window, half, threads)[0], trained)
     return model, walk.p, half

@@ -22,7 +22,7 @@ from headrace.definition.loss import LOG_LOSS, Loss
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models import snapshot, trees
-from headrace.models.contract import Floats, row_count
+from headrace.models.contract import Floats, row_count, take
 from headrace.models.search import SPACE, Searched, search
 from headrace.models.text import is_category, keys_of
 
@@ -228,6 +228,7 @@ def train(
     params: Mapping[str, Any] | None = None,
     *,
     loss: Loss = LOG_LOSS,
+    weight: Floats | None = None,
     valid_fraction: float = 0.2,
     threads: int = 1,
 ) -> Trained:
@@ -244,6 +245,8 @@ def train(
         budget of a search, {"trials": n or None, "seconds": s or None}.
     loss
         What is minimised, and what stops the training.
+    weight
+        float64[n], what each row weighs; one of 0 neither teaches nor validates. None: all rows weigh the same.
     valid_fraction
         Share of the rows to hold out, the last ones.
     threads
@@ -258,21 +261,27 @@ def train(
 
     own = {_NAMES.get(name, name): value for name, value in (params or {}).items()}
     rounds, patience = int(own.pop("max_trees", MAX_TREES)), int(own.pop("patience", PATIENCE))
-    encoding = Encoding.fit(X, int(own.pop("max_categories", MAX_CATEGORIES)))
-    budget = own.pop("search", None)
+    max_categories, budget = int(own.pop("max_categories", MAX_CATEGORIES)), own.pop("search", None)
     objective = _objective(loss)
     settings = DEFAULTS | own | _FIXED | objective | {"num_threads": threads}
     metric: str = objective["metric"]
 
-    valid_from = _split(y, event_time, label_time, valid_fraction, loss)
-    early = np.flatnonzero(label_time[:valid_from] < event_time[valid_from])
+    valid_from = _split(y, event_time, label_time, weight, valid_fraction, loss)
+    outstanding, begins, held_out_from = _outstanding(event_time, label_time), event_time[valid_from], valid_from
+    if weight is not None:
+        rows = np.flatnonzero(weight)
+        X, y, event_time, label_time = take(X, rows), y[rows], event_time[rows], label_time[rows]
+        weight = weight[rows] if (weight[rows] != 1.0).any() else None
+        held_out_from = int(np.searchsorted(rows, valid_from))
+    early = np.flatnonzero(label_time[:held_out_from] < begins)
+    encoding = Encoding.fit(X, max_categories)
     matrix = encoding.matrix(X)
-    outstanding = _outstanding(event_time, label_time)
 
     def data(rows: slice | NDArray[np.intp], reference: Any = None) -> Any:
         return lightgbm.Dataset(
             matrix[rows],
             y[rows],
+            weight=None if weight is None else weight[rows],
             reference=reference,
             categorical_feature=list(range(len(encoding.categories))),
             params=settings,
@@ -312,12 +321,12 @@ def train(
             settings |= searched.params
         else:
             logger.warning("the window is too short to search in: the trees get the usual parameters")
-    booster = fit(early, slice(valid_from, None), {})
+    booster = fit(early, slice(held_out_from, None), {})
     best = max(1, booster.best_iteration)
     final = lightgbm.train(settings, data(slice(None)), best)
     target = None
     if loss.regression:
-        residual = y[valid_from:] - booster.predict(matrix[valid_from:], num_iteration=best)
+        residual = y[held_out_from:] - booster.predict(matrix[held_out_from:], num_iteration=best)
         target = _target(y, residual, loss)
     return Trained(
         ensemble=Ensemble(final.model_to_string(), encoding, outstanding, target),
@@ -346,14 +355,22 @@ def _parts(
 
 
 def _split(
-    y: Floats, event_time: NDArray[np.int64], label_time: NDArray[np.int64], valid_fraction: float, loss: Loss
+    y: Floats,
+    event_time: NDArray[np.int64],
+    label_time: NDArray[np.int64],
+    weight: Floats | None,
+    valid_fraction: float,
+    loss: Loss,
 ) -> int:
     """Return the first held-out row, after checking that there is something to learn and to validate."""
     if bool((np.diff(event_time) < 0).any()):
         raise ModelError("found training rows out of order, expected them by event time: order the window by seq")
     split = int(len(y) * (1.0 - valid_fraction))
-    early = y[:split][label_time[:split] < event_time[split]] if split < len(y) else y[:0]
-    for part, labels in (("training", early), ("held-out", y[split:])):
+    early = np.zeros(len(y), dtype=np.bool_)
+    if split < len(y):
+        early[:split] = label_time[:split] < event_time[split]
+    teaches = np.ones(len(y), dtype=np.bool_) if weight is None else weight > 0.0
+    for part, labels in (("training", y[early & teaches]), ("held-out", y[split:][teaches[split:]])):
         if (kinds := len(np.unique(labels))) < 2:
             found, expected = ("value(s)", "different ones") if loss.regression else ("class(es)", "both classes")
             raise ModelError(

@@ -124,6 +124,7 @@ def train(
     label_time: NDArray[np.int64],
     *,
     loss: Loss = LOG_LOSS,
+    weight: Floats | None = None,
     valid_fraction: float = 0.2,
     threads: int = 1,
 ) -> Trained:
@@ -132,9 +133,8 @@ def train(
 
     own = _own(recipe)
     params = {name: value for name, value in recipe.params.items() if name not in own}
-    return boosting.train(
-        X, y, event_time, label_time, params, loss=loss, valid_fraction=valid_fraction, threads=threads
-    )
+    more: dict[str, Any] = {"weight": weight, "valid_fraction": valid_fraction, "threads": threads}
+    return boosting.train(X, y, event_time, label_time, params, loss=loss, **more)
 
 
 def _own(recipe: Recipe) -> dict[str, Any]:
