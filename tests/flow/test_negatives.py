@@ -185,7 +185,7 @@ class Uncorrected(Negatives):
 ONLINE = [
     recipes.ftrl(alpha=0.3),
     recipes.ftrl(alpha=0.3, target_means=True),
-    recipes.stack(members=[recipes.ftrl(alpha=0.3), recipes.label_mean(labels=2000)], target_means=True),
+    recipes.stack(members=[recipes.ftrl(alpha=0.3), recipes.label_mean(labels=2000)], target_means=False),
 ]
 
 

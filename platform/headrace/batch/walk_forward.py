@@ -37,7 +37,8 @@ class Walk:
     waits
         bool[n]: events that get a label in the window, or may still get one after it.
     label_row, label_seq, label_clock, y, weight
-        Of the labels, in log order; `label_row` is the event's, and a label that weighs 0 closes it and teaches nothing.
+        Of the labels, in log order; `label_row` is the event's, and a label that weighs 0 closes it and teaches nothing. All
+        weigh 1 unless said.
 
     Attributes
     ----------
@@ -54,11 +55,11 @@ class Walk:
         label_seq: Ints,
         label_clock: Ints,
         y: Floats,
-        weight: Floats,
+        weight: Floats | None = None,
     ) -> None:
         self._X, self._event_seq = X, event_seq
         self._label_row, self._label_seq, self._label_clock, self._y = label_row, label_seq, label_clock, y
-        self._weight = weight
+        self._weight = np.ones(len(y)) if weight is None else weight
         entered: Ints = np.cumsum(waits) - waits
         self._outstanding = entered - np.searchsorted(label_seq, event_seq)
         self._answered = np.where(waits, np.iinfo(np.int64).max, -1)  # seq of each event's label; -1: it gets none

@@ -99,6 +99,7 @@ class Policy:
     max_slot_bytes: int = 20_000_000_000  # of WAL that the slot may keep at the source; before that it is given up
     keep: timedelta | None = None  # age, in stream time, at which a whole partition of the log may go; None keeps all
     keep_bytes: int | None = None  # size of the log's tables beyond which its oldest partitions may go; None: no bound
+    guards: Sequence[Literal["calibration"]] = ()  # what else a challenger must not be worse in
 
 
 @dataclass(frozen=True)
@@ -390,6 +391,8 @@ def _recipes(stream: Stream) -> Iterator[str]:
         yield f"negative_rate: found {stream.negative_rate}, expected a share above 0, such as 0.10, or 1 for all"
     if stream.negatives not in ("weight", "calibrate"):
         yield f"negatives: found {stream.negatives!r}, expected 'weight' or 'calibrate'"
+    if stream.loss.regression and stream.negative_rate != 1:
+        yield f"negative_rate: found {stream.negative_rate} for labels that are numbers, which have no negatives; expected 1"
 
 
 def _policy(stream: Stream) -> Iterator[str]:
@@ -421,3 +424,8 @@ def _policy(stream: Stream) -> Iterator[str]:
         )
     if policy.keep_bytes is not None and policy.keep_bytes <= 0:
         yield f"policy.keep_bytes: found {policy.keep_bytes}, expected a positive number of bytes"
+    for guard in policy.guards:
+        if guard != "calibration":
+            yield f"policy.guards: found {guard!r}, expected 'calibration'"
+        elif stream.loss.regression:
+            yield "policy.guards: found 'calibration' for labels that are numbers, which have no share of positives; leave it out"
