@@ -62,7 +62,7 @@ def test_the_expected_gradient_is_that_of_all_labels(rate: float, first: int) ->
 def test_the_correction_is_the_odds_ratio(p: float, rate: float) -> None:
     q = float(Negatives(rate, calibrate=True).corrected(np.array([p]))[0])
     assert 0.0 <= q <= p
-    assert q * (1 - p) == pytest.approx(rate * p * (1 - q), rel=1e-9, abs=1e-300)
+    assert q == pytest.approx(rate * p / (rate * p + 1 - p), rel=1e-12, abs=1e-300)
     assert Negatives(rate).corrected(np.array([p]))[0] == p
 
 

@@ -165,7 +165,8 @@ def compare(epochs: PairedEpochs, rule: Rule, *, champion: str, challenger: str)
     """
     evidence = _weigh(epochs, rule)
     if epochs.positives is not None:
-        evidence = replace(evidence, **_calibrations(epochs))
+        champion_is, challenger_is = _calibrations(epochs)
+        evidence = replace(evidence, calibration_champion=champion_is, calibration_challenger=challenger_is)
     verdict: Name = "keep"
     reason = f"{challenger} stays in shadow: {evidence.missing}."
     if not evidence.missing and evidence.log_e >= evidence.log_e_needed:
@@ -361,13 +362,13 @@ def _outlook(blocks: _Blocks, mean: float, ss: float, kappa: float, rule: Rule, 
     return f"at this rate about {float(f'{more:.2g}'):,.0f} more labels"
 
 
-def _calibrations(epochs: PairedEpochs) -> dict[str, float | None]:
-    """Both models' sum p / positives."""
+def _calibrations(epochs: PairedEpochs) -> tuple[float | None, float | None]:
+    """Both models' sum p / positives; None without a positive label."""
     assert epochs.positives is not None and epochs.champion_p is not None and epochs.challenger_p is not None
-    positives = int(epochs.positives.sum())
-    both = float(epochs.champion_p.sum()), float(epochs.challenger_p.sum())
-    champion, challenger = (p / positives if positives else None for p in both)
-    return {"calibration_champion": champion, "calibration_challenger": challenger}
+    if not epochs.positives.any():
+        return None, None
+    positives = float(epochs.positives.sum())
+    return float(epochs.champion_p.sum()) / positives, float(epochs.challenger_p.sum()) / positives
 
 
 def _miscalibrated(epochs: PairedEpochs, evidence: Evidence, rule: Rule) -> str:
@@ -379,7 +380,7 @@ def _miscalibrated(epochs: PairedEpochs, evidence: Evidence, rule: Rule) -> str:
     champion, challenger = evidence.calibration_champion, evidence.calibration_challenger
     if epochs.positives is None or not champion or not challenger:
         return "the guard of calibration found no positive labels, or no predictions, to judge it by"
-    allowed = rule.calibration_tolerance + 2.0 / math.sqrt(int(epochs.positives.sum()))
+    allowed = rule.calibration_tolerance + 2.0 / math.sqrt(epochs.positives.sum())
     more = abs(math.log(challenger)) - abs(math.log(champion))
     if more <= allowed:
         return ""

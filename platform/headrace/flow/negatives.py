@@ -5,7 +5,7 @@ teaches, drawn by a hash of their event's seq: every version, replay and rebuild
 smaller share is a part of a larger one. Those that are left out are scored like all others: metrics, comparisons and
 held-out losses see every label. No I/O, no state.
 
-Two ways make up for it, and never both (docs/decisions/0011-negative-subsampling.md). "weight": a negative that teaches
+Two ways make up for it, and never both (docs/decisions/0012-negative-subsampling.md). "weight": a negative that teaches
 weighs 1 / rate (McMahan et al. 2013, section 4.6). "calibrate": it weighs 1, and what the model then says, p, becomes
 p / (p + (1 - p) / rate) (He et al. 2014, section 6.3). Target means take weights in either case, so that they are shares of
 all labels.
