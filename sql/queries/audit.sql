@@ -49,8 +49,8 @@ FROM (SELECT seq_first, seq_last, labels, lag(seq_last, 1, 0::bigint) OVER (ORDE
     FROM headrace.epochs WHERE stream = %(stream)s) AS e;
 
 -- audit_learned: for each version, what it learned in each epoch against the labels of that epoch
-SELECT m.version, count(*), min(m.epoch), max(m.epoch), sum(m.learned), sum(m.labels), sum(m.unscored),
-    count(*) FILTER (WHERE m.learned <> e.labels), count(*) FILTER (WHERE m.learned <> m.labels + m.unscored),
+SELECT m.version, count(*), min(m.epoch), max(m.epoch), sum(m.learned), sum(m.left_out), sum(m.labels), sum(m.unscored),
+    count(*) FILTER (WHERE m.learned + m.left_out <> e.labels), count(*) FILTER (WHERE m.learned + m.left_out <> m.labels + m.unscored),
     count(*) FILTER (WHERE (m.seq_first, m.seq_last) <> (e.seq_first, e.seq_last)), min(m.seq_first), max(m.seq_last)
 FROM headrace.epoch_metrics AS m JOIN headrace.epochs AS e USING (stream, epoch)
 WHERE m.stream = %(stream)s GROUP BY m.version ORDER BY m.version;

@@ -82,7 +82,7 @@ WHERE stream = %(stream)s AND closed_at IS NULL AND (rule = 'probation' OR champ
 
 -- paired_epochs: epochs that both versions scored whole, from a seq on
 SELECT a.epoch, a.labels, a.loss_sum, b.loss_sum, e.watermark_first, e.watermark_last, a.cpu_seconds, b.cpu_seconds,
-    a.mode = b.mode
+    a.mode = b.mode, a.positives, a.p_sum, b.p_sum
 FROM headrace.epoch_metrics AS a
 JOIN headrace.epoch_metrics AS b USING (stream, epoch)
 JOIN headrace.epochs AS e USING (stream, epoch)

@@ -151,11 +151,11 @@ SELECT sha256 FROM headrace.artifacts WHERE stream = %(stream)s AND version = %(
 
 -- add_epoch_metrics: what a version did in an epoch
 INSERT INTO headrace.epoch_metrics (stream, version, epoch, seq_first, seq_last, labels, loss_kind, loss_sum, loss_sq_sum, p_sum, clips,
-    positives, brier_sum, histogram, abs_sum, sq_sum, y_sum, y_sq_sum, learned, unscored, cpu_seconds, peak_rss_bytes,
+    positives, brier_sum, histogram, abs_sum, sq_sum, y_sum, y_sq_sum, learned, left_out, unscored, cpu_seconds, peak_rss_bytes,
     event_time_first, event_time_last, mode, digest, engine)
 VALUES (%(stream)s, %(version)s, %(epoch)s, %(seq_first)s, %(seq_last)s, %(labels)s, %(loss_kind)s, %(loss_sum)s, %(loss_sq_sum)s,
     %(p_sum)s, %(clips)s, %(positives)s, %(brier_sum)s, %(histogram)s, %(abs_sum)s, %(sq_sum)s, %(y_sum)s, %(y_sq_sum)s, %(learned)s,
-    %(unscored)s, %(cpu_seconds)s, %(peak_rss_bytes)s, %(event_time_first)s, %(event_time_last)s, %(mode)s, %(digest)s, %(engine)s);
+    %(left_out)s, %(unscored)s, %(cpu_seconds)s, %(peak_rss_bytes)s, %(event_time_first)s, %(event_time_last)s, %(mode)s, %(digest)s, %(engine)s);
 
 -- add_slice_metrics: the same for one value of a slice
 INSERT INTO headrace.slice_metrics (stream, version, epoch, slice, value, labels, positives, y_sum, loss_sum, p_sum)

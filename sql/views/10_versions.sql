@@ -1,7 +1,7 @@
 CREATE OR REPLACE VIEW metrics.versions AS
 SELECT v.stream, v.version, v.recipe, v.status, v.first_seq, v.evidence_seq, (v.heldout ->> 'loss')::double precision AS heldout_loss,
     v.code_sha, v.engine ->> 'id' AS engine, v.definition_hash, v.rebuildable, v.dag_run_id, v.created_at,
-    v.why_not_rebuildable
+    v.why_not_rebuildable, coalesce((v.config -> 'negatives' ->> 'rate')::double precision, 1) AS negative_rate
 FROM headrace.versions AS v;
 COMMENT ON VIEW metrics.versions IS 'Every version ever registered: what it is made of and whether it can be rebuilt from the retained log.';
 COMMENT ON COLUMN metrics.versions.stream IS 'Name of the stream.';
@@ -17,4 +17,5 @@ COMMENT ON COLUMN metrics.versions.definition_hash IS 'Hash of the stream defini
 COMMENT ON COLUMN metrics.versions.rebuildable IS 'Whether the log still holds every entry that it learned from, as it was.';
 COMMENT ON COLUMN metrics.versions.dag_run_id IS 'The Airflow run that made it; NULL outside Airflow.';
 COMMENT ON COLUMN metrics.versions.created_at IS 'When it was registered.';
+COMMENT ON COLUMN metrics.versions.negative_rate IS 'Share of the negative labels that teach it, as it was registered; all are scored.';
 COMMENT ON COLUMN metrics.versions.why_not_rebuildable IS 'What of the log retention dropped or an erasure blanked; NULL while it is rebuildable.';

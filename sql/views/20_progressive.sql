@@ -1,7 +1,7 @@
 CREATE OR REPLACE VIEW metrics.progressive AS
 SELECT m.stream, m.version, v.recipe, m.epoch, m.seq_first, m.seq_last, m.event_time_first AS event_time, m.event_time_last,
     m.labels, m.positives, m.loss_sum, m.loss_sq_sum, m.brier_sum, m.p_sum, m.clips, m.mode, encode(m.digest, 'hex') AS digest, m.engine,
-    m.loss_kind, m.abs_sum, m.sq_sum, m.y_sum, m.y_sq_sum
+    m.loss_kind, m.abs_sum, m.sq_sum, m.y_sum, m.y_sq_sum, m.learned, m.left_out
 FROM headrace.epoch_metrics AS m
 JOIN headrace.versions AS v USING (stream, version);
 COMMENT ON VIEW metrics.progressive IS 'Mergeable sums of progressive validation, a row per version and epoch: sum(loss_sum) / sum(labels) is the loss of any group.';
@@ -28,3 +28,5 @@ COMMENT ON COLUMN metrics.progressive.abs_sum IS 'Where labels are numbers: sum 
 COMMENT ON COLUMN metrics.progressive.sq_sum IS 'Where labels are numbers: sum of the squared errors, not capped.';
 COMMENT ON COLUMN metrics.progressive.y_sum IS 'Where labels are numbers: their sum.';
 COMMENT ON COLUMN metrics.progressive.y_sq_sum IS 'Where labels are numbers: sum of their squares.';
+COMMENT ON COLUMN metrics.progressive.learned IS 'Labels learned, with those of events that came before the version''s first entry.';
+COMMENT ON COLUMN metrics.progressive.left_out IS 'Negative labels that were scored like all others, but did not teach: the stream''s negative_rate.';

@@ -5,7 +5,9 @@ SELECT c.stream, c.comparison_id, c.champion, c.challenger, c.rule, c.opened_at,
     (c.evidence ->> 'loss_challenger')::double precision AS loss_challenger,
     (c.evidence ->> 'gain')::double precision AS gain, (c.evidence ->> 'gain_low')::double precision AS gain_low,
     (c.evidence ->> 'gain_high')::double precision AS gain_high, (c.evidence ->> 'log_e')::double precision AS log_e,
-    (c.evidence ->> 'log_e_needed')::double precision AS log_e_needed, c.evidence ->> 'missing' AS missing
+    (c.evidence ->> 'log_e_needed')::double precision AS log_e_needed, c.evidence ->> 'missing' AS missing,
+    (c.evidence ->> 'calibration_champion')::double precision AS calibration_champion,
+    (c.evidence ->> 'calibration_challenger')::double precision AS calibration_challenger
 FROM headrace.comparisons AS c;
 COMMENT ON VIEW metrics.comparisons IS 'Every comparison of a champion with a challenger, with the numbers of its last look.';
 COMMENT ON COLUMN metrics.comparisons.stream IS 'Name of the stream.';
@@ -27,3 +29,5 @@ COMMENT ON COLUMN metrics.comparisons.gain_high IS 'Upper end of it.';
 COMMENT ON COLUMN metrics.comparisons.log_e IS 'Evidence so far: the natural logarithm of the e-process.';
 COMMENT ON COLUMN metrics.comparisons.log_e_needed IS 'What it must reach.';
 COMMENT ON COLUMN metrics.comparisons.missing IS 'What is missing for a verdict, in numbers.';
+COMMENT ON COLUMN metrics.comparisons.calibration_champion IS 'Sum of the champion''s predictions over the positive labels, on all labels that both scored: 1 is right. NULL in probation.';
+COMMENT ON COLUMN metrics.comparisons.calibration_challenger IS 'The challenger''s. With Policy(guards=["calibration"]) it must not be further off than the champion''s.';

@@ -12,9 +12,10 @@ JOIN {schema}.labels AS l ON l.event_seq = e.seq AND l.y IS NOT NULL
 JOIN headrace.versions AS v ON v.stream = {stream}
     AND (v.heldout IS NOT NULL OR e.seq >= v.first_seq) -- a bootstrap trains on all that the log had
     AND l.seq <= (SELECT max(c.seq) FROM headrace.checkpoints AS c WHERE (c.stream, c.version) = (v.stream, v.version))
+    AND (l.y <> 0 OR coalesce(headrace.negative_teaches(l.event_seq, (v.config -> 'negatives' ->> 'rate')::double precision), true))
     AND (l.kind <> 'correction' OR l.seq >= v.first_seq AND l.y IS DISTINCT FROM l.y_before
         AND (SELECT s.definition -> 'label' ->> 'on_late' FROM headrace.streams AS s WHERE s.stream = {stream}) <> 'ignore');
-COMMENT ON VIEW metrics.learned_from IS 'Which versions learned from a given row, those that never served among them, as far back as the log is kept.';
+COMMENT ON VIEW metrics.learned_from IS 'Which versions learned from a given row, those that never served among them, as far back as the log is kept; negatives that a negative_rate left out taught nobody.';
 COMMENT ON COLUMN metrics.learned_from.stream IS 'Name of the stream.';
 COMMENT ON COLUMN metrics.learned_from.key IS 'Key of the event, as text.';
 COMMENT ON COLUMN metrics.learned_from.version IS 'Version that learned from it, offline in its bootstrap or online.';

@@ -38,7 +38,7 @@ class Year:
         X = {name: keys_of(v) if is_category(v) else v for name, v in past.X.items()}
         seq = np.empty(n + len(y), dtype=np.int64)
         seq[np.where(past.order < 0, n - 1 - past.order, past.order)] = np.arange(1, n + len(y) + 1)
-        self.labels = Labels(X, past.label_row, seq[n:], past.label_time, y)
+        self.labels = Labels(X, past.label_row, seq[n:], past.label_time, y, np.ones(len(y)))
         waits = np.zeros(n, dtype=np.bool_)
         waits[past.label_row] = True
         self.event_seq = seq[:n]

@@ -82,6 +82,18 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
     (lambda s: replace(s, label=replace(s.label, key=None)), "label.key: found nothing"),
     (lambda s: replace(s, label=replace(s.label, on_late="never")), "label.on_late: found 'never'"),  # type: ignore[arg-type]
     (lambda s: replace(s, label=replace(s.label, on_late="reweight")), "'reweight' weighs the negatives"),
+    (lambda s: replace(s, negative_rate=0.0), "negative_rate: found 0.0, expected a share above 0"),
+    (lambda s: replace(s, negative_rate=1.1), "negative_rate: found 1.1, expected a share above 0"),
+    (lambda s: replace(s, negatives="both"), "negatives: found 'both', expected 'weight' or 'calibrate'"),  # type: ignore[arg-type]
+    (lambda s: replace(_numbers(s), negative_rate=0.5), "negative_rate: found 0.5 for labels that are numbers"),
+    (
+        lambda s: replace(s, policy=replace(s.policy, guards=["auc"])),
+        "policy.guards: found 'auc', expected 'calibration'",
+    ),  # type: ignore[list-item]
+    (
+        lambda s: replace(_numbers(s), policy=replace(s.policy, guards=["calibration"])),
+        "policy.guards: found 'calibration' for labels that are numbers",
+    ),
     (
         lambda s: replace(s, label=replace(s.label, table=None, key=None, value=col("size") > 5)),
         "'size' is the label's: it would leak",
@@ -405,3 +417,14 @@ def test_numbers_as_labels_change_the_hash_and_nothing_else_does(small: Stream) 
     assert len(hashes) == 4
     assert (small.loss.name, regression.loss.name, squared.loss.name) == ("log loss", "absolute error", "squared error")
     assert squared.loss.cap == 100.0 and not small.loss.regression
+
+
+def test_which_negatives_teach_belongs_to_versions_and_not_to_the_log(small: Stream) -> None:
+    some = replace(small, negative_rate=0.1, negatives="calibrate")
+    assert some.problems() == []
+    assert some.hash() == small.hash()
+    assert small.config_of(small.champion) == small.champion.config()
+    assert some.config_of(some.champion) == {
+        **small.champion.config(),
+        "negatives": {"rate": 0.1, "by": "calibrate"},
+    }

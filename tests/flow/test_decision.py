@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -178,6 +179,49 @@ def race(rng: np.random.Generator, epochs: int, gain: float, noise: float = 0.01
     """A champion with a loss of about 0.5 and a challenger that is better by `gain`, with independent paired noise."""
     champion = 0.5 + rng.normal(0, 0.03, epochs)
     return paired(champion, champion * (1 - gain) + rng.normal(0, noise, epochs))
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger", "verdict"),
+    [
+        (1.0, 1.0, "promote"),
+        (1.0, 1.08, "promote"),
+        (1.0, 1.2, "keep"),
+        (1.0, 0.85, "keep"),
+        (1.3, 1.2, "promote"),
+        (1.3, 0.7, "keep"),
+    ],
+)
+def test_the_guard_of_calibration_keeps_a_challenger_that_is_further_off(
+    champion: float, challenger: float, verdict: str
+) -> None:
+    epochs = race(np.random.default_rng(0), 60, 0.05)
+    positives = np.full(60, 20.0)
+    epochs = replace(epochs, positives=positives, champion_p=champion * positives, challenger_p=challenger * positives)
+    guarded = look(epochs, Rule(guards=("calibration",)))
+    assert guarded.verdict == verdict
+    free = look(epochs)
+    assert free.verdict == "promote"
+    assert free.evidence == guarded.evidence
+    assert guarded.evidence.calibration_challenger == pytest.approx(challenger)
+    if verdict == "keep":
+        assert guarded.reason.startswith(free.reason[:-1] + ", but stays in shadow: it predicts ")
+        assert (
+            f"{challenger:.3f} times the positive labels that came, the champion {champion:.3f} times" in guarded.reason
+        )
+        assert guarded.reason.endswith("; at most 7.8% passes.")  # 0.02 + 2 / sqrt(1200)
+    else:
+        assert guarded == free
+
+
+def test_the_guard_of_calibration_needs_positive_labels() -> None:
+    epochs = race(np.random.default_rng(0), 60, 0.05)
+    nothing = replace(epochs, positives=np.zeros(60), champion_p=np.ones(60), challenger_p=np.ones(60))
+    for unknown in (epochs, nothing):
+        guarded = look(unknown, Rule(guards=("calibration",)))
+        assert guarded.verdict == "keep"
+        assert "the guard of calibration found no positive labels" in guarded.reason
+        assert guarded.evidence.calibration_champion is None
 
 
 def first(epochs: PairedEpochs, count: int) -> PairedEpochs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from headrace.flow import openevents, progressive
 from headrace.flow.features import Encoder
 from headrace.flow.join import Chunk, new_join
 from headrace.flow.keys import Keys
+from headrace.flow.negatives import ALL, Negatives
 from headrace.flow.progressive import EpochScore, Progressive
 from headrace.flow.steps import Op
 from headrace.models.boosting import train
@@ -33,6 +35,7 @@ MINUTE = 60_000_000
 START = micros(datetime(2020, 3, 1, tzinfo=UTC))
 ENGINE = Engine("test", "0" * 8, {})
 EVENTS = 700
+WEIGHED, CALIBRATED = Negatives(0.4), Negatives(0.4, calibrate=True)
 
 
 @dataclass(frozen=True)
@@ -191,9 +194,12 @@ def recipe(small: Stream, request: pytest.FixtureRequest) -> Recipe:
 def make(small: Stream, recipe: Recipe, artifacts: Mapping[bool, bytes]) -> Any:
     """Make a new version of the recipe."""
 
-    def fresh(first_seq: int = 1, on_late: str = "ignore") -> Progressive:
+    def fresh(first_seq: int = 1, on_late: str = "ignore", negatives: Negatives = ALL) -> Progressive:
+        by: Any = "calibrate" if negatives.calibrate else "weight"
+        stream = replace(small, negative_rate=negatives.rate, negatives=by)
+        config = stream.config_of(recipe)
         version = Version(
-            "small-1", 1, recipe.name, {}, first_seq, 1, "shadow", "test", "", None, None, datetime.now(UTC)
+            "small-1", 1, recipe.name, config, first_seq, 1, "shadow", "test", "", None, None, datetime.now(UTC)
         )
         artifact = np.frombuffer(artifacts[recipe.target_means], dtype=np.uint8) if recipe.has_trees else None
         stream = replace(small, label=replace(small.label, on_late=on_late))  # type: ignore[arg-type]
@@ -223,6 +229,7 @@ def told(scores: list[EpochScore]) -> str:
                 s.sums.to_bytes(),
                 s.slices,
                 s.learned,
+                s.left_out,
                 s.unscored,
                 s.event_time_first,
                 s.event_time_last,
@@ -277,28 +284,39 @@ def test_a_restored_state_goes_on_to_the_bit(make: Any, log: Log) -> None:
     assert predictions(version, log) == predictions(whole, log)
 
 
-@pytest.mark.parametrize("on_late", ["ignore", "learn", "reweight"])
+@pytest.mark.parametrize(
+    ("on_late", "negatives"),
+    [
+        ("ignore", ALL),
+        ("learn", ALL),
+        ("reweight", ALL),
+        ("ignore", CALIBRATED),
+        ("learn", WEIGHED),
+        ("reweight", WEIGHED),
+    ],
+)
 def test_what_is_not_kept_in_memory_does_not_show(
-    make: Any, small: Stream, monkeypatch: pytest.MonkeyPatch, on_late: str
+    make: Any, small: Stream, monkeypatch: pytest.MonkeyPatch, on_late: str, negatives: Negatives
 ) -> None:
-    """Few features in memory, small pages, corrections that teach: the same bits in batches of any size."""
+    """Few features in memory, small pages, corrections that teach, some negatives only: the same bits in batches of any size."""
     log = make_log(small, negative=True)
     end = log.epochs[-1].seq_last
-    plain = make(on_late=on_late)
+    make = partial(make, on_late=on_late, negatives=negatives)
+    plain = make()
     scores = told(follow(plain, log.batches(100_000, upto=end), log))
     monkeypatch.setattr(progressive, "RECENT", 3)
     monkeypatch.setattr(openevents, "PAGE", 50)
     states = []
     for size in (1, 7, 100_000):
-        version = make(on_late=on_late)
+        version = make()
         assert told(follow(version, log.batches(size, upto=end), log)) == scores
         states.append(state_of(version))
     assert len(set(states)) == 1
-    version, again = make(on_late=on_late), []
+    version, again = make(), []
     for epoch in log.epochs:
         again += follow(version, log.batches(50, version.seq, epoch.seq_last), log)
         arrays, meta = parse(dump(*version.state()))
-        version = make(on_late=on_late)
+        version = make()
         version.restore(arrays, meta)
         version.remember(log.recall(version.newest()))
     assert told(again) == scores
@@ -319,12 +337,14 @@ def test_an_event_that_is_not_read_back_is_an_error(make: Any, log: Log, monkeyp
         without_looking()
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_label_is_unknown_before_its_entry(make: Any, log: Log, share: float) -> None:
+@pytest.mark.parametrize(
+    ("share", "negatives"), [(0.2, ALL), (0.5, ALL), (0.9, ALL), (0.5, WEIGHED), (0.5, CALIBRATED)]
+)
+def test_a_label_is_unknown_before_its_entry(make: Any, log: Log, share: float, negatives: Negatives) -> None:
     """Flip every label from one on: predictions before it stay, those after it do not."""
     first = int(log.labels["seq"][int(share * len(log.labels["seq"]))])
     later = log.flipped(first)
-    honest, flipped = predicted(make(), log), predicted(make(), later)
+    honest, flipped = (predicted(make(negatives=negatives), one) for one in (log, later))
     before = log.event_seq < first
     assert honest[before].tobytes() == flipped[before].tobytes()
     assert honest[~before].tobytes() != flipped[~before].tobytes()
@@ -510,6 +530,43 @@ def test_a_missing_label_can_mean_negative(make: Any, small: Stream) -> None:
     until = log.labels["seq"] <= log.epochs[-1].seq_last
     positives = (log.labels["kind"] != LabelKind.CORRECTION) & (log.labels["y"] == 1.0) & until
     assert sum(s.sums.n_pos for s in scores) == int(positives.sum())
+
+
+@pytest.mark.parametrize("negatives", [WEIGHED, CALIBRATED])
+def test_negatives_that_are_left_out_are_scored_and_teach_nothing(
+    make: Any, small: Stream, negatives: Negatives
+) -> None:
+    log = make_log(small, negative=True)
+    version, plain = make(on_late="learn", negatives=negatives), make(on_late="learn")
+    noted, all_noted = _Noting(version), _Noting(plain)
+    scores = follow(version, log.batches(33), log)
+    assert all(s.sums.n == s.epoch.labels == s.learned + s.left_out for s in scores)
+    assert [s.sums.n_pos for s in scores] == [s.sums.n_pos for s in follow(plain, log.batches(33), log)]
+    weights = {0.0: 1.0 if negatives.calibrate else 2.5, 1.0: 1.0}
+    assert all(w == weights[y] for _, y, w in noted.taught)
+    for y, share in ((0.0, 0.4), (1.0, 1.0)):
+        taught, there = (sum(t[1] == y for t in some.taught) for some in (noted, all_noted))
+        assert taught == pytest.approx(share * there, abs=0 if share == 1 else 3 * np.sqrt(0.24 * there))
+
+
+def test_what_is_served_scored_and_weighed_is_the_corrected_probability(make: Any, small: Stream) -> None:
+    log = make_log(small, negative=True)
+    version = make(on_late="reweight", negatives=CALIBRATED)
+    noted = _Noting(version)
+    follow(version, log.batches(33), log)
+    weights = [w for _, y, w in noted.taught if y == 1.0 and w != 1.0]
+    assert set(weights) <= {1.0 + p / (p + (1 - p) / 0.4) for p in noted.p}
+    columns, clock = log.columns_of(log.event_seq[:50]), np.full(50, int(log.clock[-1]))
+    noted.p.clear()
+    served, raw = version.predict(columns, clock)[0], np.array(noted.p)
+    assert served == pytest.approx(raw / (raw + (1 - raw) / 0.4), rel=1e-12)
+    assert (served < raw).all()
+    upto = int(log.event_seq[-1])
+    fresh = make(negatives=CALIBRATED)
+    follow(fresh, log.batches(50, upto=upto - 1), log)
+    expected = fresh.predict(log.columns_of(np.array([upto])), log.clock[upto : upto + 1])[0]
+    follow(fresh, log.batches(50, upto - 1), log)
+    assert fresh._open.take(np.array([upto])).p == expected
 
 
 def test_slices_add_up_to_their_epoch(make: Any, log: Log) -> None:

@@ -34,7 +34,7 @@ def labels_of(stream: Make, n: int = 1_000, seed: int = 0) -> tuple[Labels, NDAr
     seq = np.empty(2 * n, dtype=np.int64)
     seq[order] = np.arange(1, 2 * n + 1)
     row = np.argsort(seq[n:])
-    return Labels(X, row, seq[n:][row], label_time[row], y[row]), seq[:n]
+    return Labels(X, row, seq[n:][row], label_time[row], y[row], np.ones(n)), seq[:n]
 
 
 def batch(**options: Any) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def test_the_best_pass_is_chosen_and_nothing_is_learned_from_the_end(stream: Mak
     assert dump(*made.model.save()) == dump(*trained(labels, made.best - 1, {"alpha": 0.01}).save())
 
     held = labels.seq >= event_seq[int(0.8 * len(event_seq))]
-    lied = Labels(labels.X, labels.row, labels.seq, labels.clock, np.where(held, 1 - labels.y, labels.y))
+    lied = Labels(labels.X, labels.row, labels.seq, labels.clock, np.where(held, 1 - labels.y, labels.y), labels.weight)
     other = fitted(lied, event_seq, alpha=0.01, passes=1)
     assert other.curve[0].loss_train == made.curve[0].loss_train
     assert other.curve[0].loss_heldout > made.curve[0].loss_heldout
@@ -218,7 +218,7 @@ def test_it_is_bootstrapped_and_has_no_trees() -> None:
 def test_numbers_as_labels(stream: Make) -> None:
     """What they are scaled by is the window's, once; one pass is a replay; more find what a low rate leaves."""
     labels, event_seq = labels_of(stream, 3_000)
-    hours = Labels(labels.X, labels.row, labels.seq, labels.clock, 5.0 + 3.0 * labels.y)
+    hours = Labels(labels.X, labels.row, labels.seq, labels.clock, 5.0 + 3.0 * labels.y, labels.weight)
     options: dict[str, Any] = {"alpha": 0.003, "loss": Loss("absolute")}
     once, several = replayed(hours, **options), trained(hours, 2, options)
     assert dump(*trained(hours, 0, options).save()) == dump(*once.save())

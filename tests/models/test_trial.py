@@ -108,6 +108,14 @@ def test_who_takes_no_weights_is_refused_where_labels_have_some(build: Callable[
         try_recipe(late("reweight"), recipe)
     assert "recipe 'bayes': found a classifier that learns the same whatever a label weighs" in str(refused.value)
     assert "take such a one, or on_late='learn' or 'ignore'" in str(refused.value)
+    some = replace(stream, negative_rate=0.1)
+    with pytest.raises(ModelError, match=r"a label weighs: negative_rate=0\.1 expects .* or negatives='calibrate'$"):
+        try_recipe(some, recipe)
+    if build is bayes:
+        try_recipe(replace(some, negatives="calibrate"), recipe)
+    both = replace(late("reweight"), negative_rate=0.1)
+    with pytest.raises(ModelError, match=r"on_late='reweight' and negative_rate=0\.1 expects"):
+        try_recipe(both, recipe)
 
 
 @pytest.mark.parametrize("recipe", [recipes.river(linear), recipes.river(tree), recipes.ftrl(admit_after=255)])

@@ -27,6 +27,7 @@ from headrace.errors import BatchError
 from headrace.events import Columns, Engine, LabelKind, LogColumn
 from headrace.flow.features import Encoder
 from headrace.flow.losses import losses_of
+from headrace.flow.negatives import Negatives
 from headrace.flow.progressive import Progressive
 from headrace.flow.scores import GENESIS
 from headrace.models.contract import Arrays, Clock, Floats, joined, row_count
@@ -108,7 +109,8 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
     means = TargetMeans(encoder.mean_keys, prior) if recipe.target_means else None
     collector = _Collector()
     at = dropped = log.dropped_through(conn, stream.name)
-    pass_over = Progressive(collector, encoder, means, (), at + 1, GENESIS, loss=stream.loss)
+    negatives = Negatives.of(stream.config_of(recipe))
+    pass_over = Progressive(collector, encoder, means, (), at + 1, GENESIS, loss=stream.loss, negatives=negatives)
     parts: list[dict[str, NDArray[Any]]] = []
     while at < seq_last:
         batch, scores = read_on(conn, stream.name, columns, pass_over, min(at + _BATCH, seq_last))
@@ -137,6 +139,7 @@ def collect(conn: Connection, stream: Stream, columns: Sequence[LogColumn], reci
         label_seq=log_columns["label_seq"],
         label_clock=log_columns["label_clock"],
         y=log_columns["y"],
+        negatives=negatives,
         means=means,
         open_seq=open_seq,
         open_means=None if means is None else open_means,
@@ -214,7 +217,15 @@ def bootstrap(
         try_recipe(stream, recipe, artifact=None if artifact is None else artifact.tobytes())
         late = stream.label.on_late
         progressive = Progressive(
-            fitted.model, Encoder(stream), window.means, stream.slices, cut + 1, GENESIS, late, stream.loss
+            fitted.model,
+            Encoder(stream),
+            window.means,
+            stream.slices,
+            cut + 1,
+            GENESIS,
+            late,
+            stream.loss,
+            window.negatives,
         )
         opened = log.recall(conn, stream.name, columns, window.open_seq).events
         clock = window.event_clock[np.searchsorted(window.event_seq, window.open_seq)]
@@ -252,7 +263,7 @@ def _fit(
     # Labels from the first held-out event on: none of them was known when the first part ended.
     judged = (window.label_seq >= epochs[0][1]) & (window.label_seq <= epochs[-1][2])
     fitted = fit(recipe, key, window, first, cut, judged, threads, stream.loss)
-    losses = losses_of(stream.loss, window.y[judged], fitted.p)
+    losses = losses_of(stream.loss, window.y[judged], window.negatives.corrected(fitted.p))
     return fitted, {
         "epoch_first": epochs[0][0],
         "epoch_last": epochs[-1][0],

@@ -45,7 +45,8 @@ class _Look:
 def the_rule(stream: Stream) -> rule.Rule:
     """The decision rule as the stream's policy sets it."""
     policy = stream.policy
-    return rule.Rule(slots=policy.challenger_slots, min_gain=policy.min_gain, season=policy.season)
+    slots, guards = policy.challenger_slots, tuple(policy.guards)
+    return rule.Rule(slots=slots, min_gain=policy.min_gain, season=policy.season, guards=guards)
 
 
 def compare(
@@ -144,12 +145,16 @@ def _evidence(
         "paired_epochs",
         {"stream": stream, "champion": champion, "challenger": challenger, "evidence_seq": evidence_seq},
     )
+    sums: list[Any] = [None] * 3
+    if rows and rows[0][9] is not None:  # a stream of numbers has no positive labels
+        sums = [np.array([r[i] for r in rows], dtype=np.float64) for i in (9, 10, 11)]
     epochs = rule.PairedEpochs(
         np.array([r[1] for r in rows], dtype=np.int64),
         np.array([r[2] for r in rows], dtype=np.float64),
         np.array([r[3] for r in rows], dtype=np.float64),
         [r[4] for r in rows],
         [r[5] for r in rows],
+        *sums,
     )
     return comparison_id, epochs, rows[0][0] if rows else None, rows[-1][0] if rows else None
 

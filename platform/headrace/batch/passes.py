@@ -27,6 +27,11 @@ from headrace.models.ftrl import Ftrl
 _PIECE = 50_000  # labels prepared at a time: prepared rows are wide
 
 Rows = NDArray[np.intp]
+Corrected = Callable[[Floats], Floats]
+
+
+def _as_it_is(p: Floats) -> Floats:
+    return p
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class Labels:
         Features of events.
     row
         intp[n]: each label's event.
-    seq, clock, y
-        Of each label.
+    seq, clock, y, weight
+        Of each label; one that weighs 0 teaches nothing.
     """
 
     X: Columns
@@ -48,11 +53,12 @@ class Labels:
     seq: NDArray[np.int64]
     clock: Clock
     y: Floats
+    weight: Floats
 
     def before(self, seq: int) -> Labels:
         """Those that came before a seq."""
         early = slice(int(np.searchsorted(self.seq, seq)))
-        return Labels(self.X, self.row[early], self.seq[early], self.clock[early], self.y[early])
+        return Labels(self.X, self.row[early], self.seq[early], self.clock[early], self.y[early], self.weight[early])
 
 
 @dataclass(frozen=True)
@@ -130,18 +136,18 @@ class Training:
             self._learn(model, np.arange(n), clock)
         return model
 
-    def loss(self, model: Ftrl, loss: Loss) -> float:
+    def loss(self, model: Ftrl, loss: Loss, corrected: Corrected) -> float:
         """A model's mean loss on the labels, as it is."""
         sums = [
-            losses_of(loss, self._labels.y[rows], model.predict(self._prepared(model, rows))).sum()
+            losses_of(loss, self._labels.y[rows], corrected(model.predict(self._prepared(model, rows)))).sum()
             for rows in _pieces(np.arange(len(self._labels.y)))
         ]
         return float(sum(sums) / len(self._labels.y))
 
     def _learn(self, model: Ftrl, order: Rows, clock: Clock) -> None:
-        for rows in _pieces(order):
-            n = len(rows)
-            model.learn(self._prepared(model, rows), self._labels.y[rows], np.empty((n, 0)), np.ones(n), clock[rows])
+        y, weight = self._labels.y, self._labels.weight
+        for rows in _pieces(order[weight[order] > 0.0]):
+            model.learn(self._prepared(model, rows), y[rows], np.empty((len(rows), 0)), weight[rows], clock[rows])
 
     def _prepared(self, model: Ftrl, rows: Rows) -> Columns:
         return model.prepare(take(self._labels.X, self._labels.row[rows]))
@@ -162,6 +168,7 @@ def fit(
     last: int,
     judged: NDArray[np.bool_],
     loss: Loss = LOG_LOSS,
+    corrected: Corrected = _as_it_is,
 ) -> Fitted:
     """Find the number of passes on the window's first part, then pass as often over all of it.
 
@@ -181,6 +188,8 @@ def fit(
         bool[labels]: those whose losses tell, of the held-out end.
     loss
         The stream's: what is compared.
+    corrected
+        What a model's predictions stand for, see `headrace.flow.negatives`.
     """
     training = Training(make, labels.before(first), batch)
     curve: list[Point] = []
@@ -189,10 +198,10 @@ def fit(
         if curve:
             training.shuffle()
         model = training.finished()
-        loss_train = training.loss(model, loss)
+        loss_train = training.loss(model, loss, corrected)
         walk.adopt(model, first - 1)
         walk.go(model, first, last)
-        loss_heldout = float(losses_of(loss, labels.y[judged], walk.p[labels.row[judged]]).mean())
+        loss_heldout = float(losses_of(loss, labels.y[judged], corrected(walk.p[labels.row[judged]])).mean())
         if not curve or loss_heldout < curve[best - 1].loss_heldout:
             best, p = len(curve) + 1, walk.p.copy()
         curve.append(Point(len(curve) + 1, alpha * training.rate, loss_train, loss_heldout))

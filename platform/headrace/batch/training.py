@@ -18,6 +18,7 @@ from headrace.batch.passes import Labels, Point
 from headrace.batch.walk_forward import Walk, walk_forward
 from headrace.definition.loss import LOG_LOSS, Loss
 from headrace.definition.recipes import Recipe
+from headrace.flow.negatives import Negatives
 from headrace.models.boosting import Trained, split
 from headrace.models.build import fresh, train
 from headrace.models.contract import Floats, Model, take
@@ -40,9 +41,15 @@ class Window:
     label_seq: NDArray[np.int64]
     label_clock: NDArray[np.int64]
     y: Floats
+    negatives: Negatives  # which of those labels teach
     means: TargetMeans | None  # as they stand at the window's end
     open_seq: NDArray[np.int64]  # events that wait for their label at the window's end
     open_means: Floats | None
+
+    @property
+    def weight(self) -> Floats:
+        """float64[labels], what each one weighs for a model; 0 for one that does not teach."""
+        return self.negatives.weight(self.negatives.importance(self.event_seq[self.label_row], self.y))
 
     def held_out(self, loss: Loss) -> int:
         """Seq of the first event of the held-out end.
@@ -53,7 +60,7 @@ class Window:
             Labels before or after it are all the same.
         """
         order, rows = self.by_event(int(self.label_seq[-1]))
-        first = split(self.y[order], self.event_clock[rows], self.label_clock[order], loss)
+        first = split(self.y[order], self.event_clock[rows], self.label_clock[order], loss, self.weight[order])
         return int(self.event_seq[rows[first]])
 
     def by_event(self, upto: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -66,7 +73,8 @@ class Window:
         """For models to go through it as they would online."""
         waits = np.isin(self.event_seq, self.open_seq)
         waits[self.label_row] = True
-        return Walk(self.X, self.event_seq, waits, self.label_row, self.label_seq, self.label_clock, self.y)
+        labels = (self.label_row, self.label_seq, self.label_clock, self.y, self.weight)
+        return Walk(self.X, self.event_seq, waits, *labels)
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,8 @@ def _train(recipe: Recipe, window: Window, upto: int, threads: int, loss: Loss =
     """Trees of the labels up to a seq."""
     order, rows = window.by_event(upto)
     clocks = window.event_clock[rows], window.label_clock[order]
-    return train(recipe, take(window.X, rows), window.y[order], *clocks, loss=loss, threads=threads)
+    weight = window.weight[order] if window.negatives.rate < 1.0 else None
+    return train(recipe, take(window.X, rows), window.y[order], *clocks, loss=loss, weight=weight, threads=threads)
 
 
 def _with_trees(
@@ -165,8 +174,8 @@ def _passes(recipe: Recipe, key: bytes, window: Window, first: int, cut: int, ju
         assert isinstance(model, Ftrl)  # no other kind takes `batch`
         return model
 
-    labels = Labels(window.X, window.label_row, window.label_seq, window.label_clock, window.y)
+    labels = Labels(window.X, window.label_row, window.label_seq, window.label_clock, window.y, window.weight)
     alpha, batch = recipe.params["alpha"], recipe.params["batch"]
-    done = passes.fit(make, alpha, batch, labels, window.walk(), first, cut, judged, loss)
+    done = passes.fit(make, alpha, batch, labels, window.walk(), first, cut, judged, loss, window.negatives.corrected)
     p = done.p[window.label_row[judged]]
     return Fitted(done.model, None, done.curve, done.best, p, {"passes": done.best})

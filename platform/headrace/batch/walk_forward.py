@@ -36,8 +36,9 @@ class Walk:
         int64[n].
     waits
         bool[n]: events that get a label in the window, or may still get one after it.
-    label_row, label_seq, label_clock, y
-        Of the labels, in log order; `label_row` is the event's.
+    label_row, label_seq, label_clock, y, weight
+        Of the labels, in log order; `label_row` is the event's, and a label that weighs 0 closes it and teaches nothing. All
+        weigh 1 unless said.
 
     Attributes
     ----------
@@ -54,9 +55,11 @@ class Walk:
         label_seq: Ints,
         label_clock: Ints,
         y: Floats,
+        weight: Floats | None = None,
     ) -> None:
         self._X, self._event_seq = X, event_seq
         self._label_row, self._label_seq, self._label_clock, self._y = label_row, label_seq, label_clock, y
+        self._weight = np.ones(len(y)) if weight is None else weight
         entered: Ints = np.cumsum(waits) - waits
         self._outstanding = entered - np.searchsorted(label_seq, event_seq)
         self._answered = np.where(waits, np.iinfo(np.int64).max, -1)  # seq of each event's label; -1: it gets none
@@ -98,15 +101,16 @@ class Walk:
         assert isinstance(model, Sequential | Following)  # every array model is
         events = slice(*np.searchsorted(self._event_seq, [first, last + 1]).tolist())
         labels = slice(*np.searchsorted(self._label_seq, [first, last + 1]).tolist())
-        rows, y = self._label_row[labels], self._y[labels]
+        taught = labels.start + np.flatnonzero(self._weight[labels])
+        rows, y = self._label_row[taught], self._y[taught]
         n = events.stop - events.start
-        order = np.argsort(np.concatenate([self._event_seq[events], self._label_seq[labels]]), kind="stable")
+        order = np.argsort(np.concatenate([self._event_seq[events], self._label_seq[taught]]), kind="stable")
         turns = Turns(
             order=np.where(order < n, order, n - 1 - order),
             outstanding=self._outstanding[events],
             y=y,
-            weight=np.ones(len(y)),
-            clock=self._label_clock[labels],
+            weight=self._weight[taught],
+            clock=self._label_clock[taught],
             asked=np.where(started & (rows >= events.start), rows - events.start, -1),
             memo=self.memo[rows] if started else np.full((len(y), model.memo_width), np.nan),
             row=np.arange(len(y)),

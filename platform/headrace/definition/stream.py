@@ -31,6 +31,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _RESERVED_STREAMS = ("headrace", "metrics", "public", "information_schema", "airflow")
 
 
+_OF_VERSIONS = ("champion", "challengers", "policy", "negative_rate", "negatives")  # what the log does not depend on
 _FARTHEST_AHEAD = timedelta(days=1)
 _LEAST_SLOT = 64 * 2**20  # bytes: four WAL segments
 
@@ -98,6 +99,7 @@ class Policy:
     max_slot_bytes: int = 20_000_000_000  # of WAL that the slot may keep at the source; before that it is given up
     keep: timedelta | None = None  # age, in stream time, at which a whole partition of the log may go; None keeps all
     keep_bytes: int | None = None  # size of the log's tables beyond which its oldest partitions may go; None: no bound
+    guards: Sequence[Literal["calibration"]] = ()  # what else a challenger must not be worse in
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Stream:
     challengers: Sequence[Recipe] = ()
     slices: Sequence[str] = ()  # category columns whose values get metrics of their own
     policy: Policy = field(default_factory=Policy)
+    negative_rate: float = 1.0  # share of the negative labels that teach; all of them are scored
+    negatives: Literal["weight", "calibrate"] = "weight"  # what makes up for those that do not
 
     @property
     def slot(self) -> str:
@@ -173,6 +177,11 @@ class Stream:
         """The recipe of this name, if it is among them."""
         return next((r for r in self.recipes() if r.name == name), None)
 
+    def config_of(self, recipe: Recipe) -> dict[str, Any]:
+        """What a version is registered with, and keeps: its recipe's configuration, and which negatives teach it if not all."""
+        some = {"negatives": {"rate": self.negative_rate, "by": self.negatives}} if self.negative_rate < 1 else {}
+        return {**recipe.config(), **some}
+
     def feature_columns(self, kind: str) -> tuple[str, ...]:
         """Source columns named by features of one kind, without repeats."""
         return tuple(dict.fromkeys(c for f in self.features if f.kind == kind for c in f.columns))
@@ -190,11 +199,13 @@ class Stream:
             "challengers": [r.config() for r in self.challengers],
             "slices": list(self.slices),
             "policy": {k: seconds(v) if isinstance(v, timedelta) else v for k, v in vars(self.policy).items()},
+            "negative_rate": self.negative_rate,
+            "negatives": self.negatives,
         }
 
     def hash(self) -> str:
         """Hash of what the log depends on: source, label, features, contract, slices and epochs, not the recipes."""
-        log = {k: v for k, v in self.as_json().items() if k not in ("champion", "challengers", "policy")}
+        log = {k: v for k, v in self.as_json().items() if k not in _OF_VERSIONS}
         log["epochs"] = [self.policy.epoch_labels, self.policy.epoch_time.total_seconds()]
         return hashlib.sha256(json.dumps(log, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -386,6 +397,12 @@ def _recipes(stream: Stream) -> Iterator[str]:
             json.dumps([recipe.params, *(member.params for member in recipe.members)])
         except TypeError as error:
             yield f"recipes: {recipe.name!r} has a parameter that is not a JSON value: {error}"
+    if not 0 < stream.negative_rate <= 1:
+        yield f"negative_rate: found {stream.negative_rate}, expected a share above 0, such as 0.10, or 1 for all"
+    if stream.negatives not in ("weight", "calibrate"):
+        yield f"negatives: found {stream.negatives!r}, expected 'weight' or 'calibrate'"
+    if stream.loss.regression and stream.negative_rate != 1:
+        yield f"negative_rate: found {stream.negative_rate} for labels that are numbers, which have no negatives; expected 1"
 
 
 def _policy(stream: Stream) -> Iterator[str]:
@@ -417,3 +434,8 @@ def _policy(stream: Stream) -> Iterator[str]:
         )
     if policy.keep_bytes is not None and policy.keep_bytes <= 0:
         yield f"policy.keep_bytes: found {policy.keep_bytes}, expected a positive number of bytes"
+    for guard in policy.guards:
+        if guard != "calibration":
+            yield f"policy.guards: found {guard!r}, expected 'calibration'"
+        elif stream.loss.regression:
+            yield "policy.guards: found 'calibration' for labels that are numbers, which have no share of positives; leave it out"

@@ -54,6 +54,8 @@ class Rule:
     rollback_alpha: float = 0.1
     rollback_blocks: int = 5
     rollback_prior_variance: float = 0.5
+    guards: tuple[str, ...] = ()  # what else a challenger must not be worse in: "calibration"
+    calibration_tolerance: float = 0.02  # how much further off, on the logarithm of sum p / positives
 
     def __post_init__(self) -> None:
         levels = (self.alpha, self.futility_alpha, self.rollback_alpha)
@@ -83,6 +85,9 @@ class PairedEpochs:
     challenger: FloatArray  # sum of the challenger's losses over the same labels
     first_watermark: Sequence[datetime]  # stream time at which the epoch begins
     last_watermark: Sequence[datetime]  # and ends
+    positives: FloatArray | None = None  # of the labels; this and the next two for the guard of calibration only
+    champion_p: FloatArray | None = None  # sum of the champion's predictions
+    challenger_p: FloatArray | None = None  # sum of the challenger's
 
     def __post_init__(self) -> None:
         columns = (self.labels, self.champion, self.challenger, self.first_watermark, self.last_watermark)
@@ -122,6 +127,10 @@ class Evidence:
     log_e_retire: float  # ln E+ that it does not
     log_e_retire_needed: float | None  # ln(1 / futility_alpha); None where nobody retires
     missing: str  # what a verdict on evidence lacks, in numbers; empty once it lacks nothing
+    calibration_champion: float | None = (
+        None  # sum p / positives over all epochs; None: no positive label, or not asked for
+    )
+    calibration_challenger: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,9 @@ def compare(epochs: PairedEpochs, rule: Rule, *, champion: str, challenger: str)
     'ads-2 beats ads-1 by 4.0% (at least 3.3%) over 30,000 labels in 60 blocks: ln E 44.44 ≥ 3.91.'
     """
     evidence = _weigh(epochs, rule)
+    if epochs.positives is not None:
+        champion_is, challenger_is = _calibrations(epochs)
+        evidence = replace(evidence, calibration_champion=champion_is, calibration_challenger=challenger_is)
     verdict: Name = "keep"
     reason = f"{challenger} stays in shadow: {evidence.missing}."
     if not evidence.missing and evidence.log_e >= evidence.log_e_needed:
@@ -163,6 +175,8 @@ def compare(epochs: PairedEpochs, rule: Rule, *, champion: str, challenger: str)
             f"{challenger} beats {champion} by {_percent(evidence.gain)} (at least {_percent(evidence.gain_low)}) over "
             f"{_volume(evidence)}: ln E {evidence.log_e:.2f} ≥ {evidence.log_e_needed:.2f}."
         )
+        if "calibration" in rule.guards and (worse := _miscalibrated(epochs, evidence, rule)):
+            verdict, reason = "keep", f"{reason[:-1]}, but stays in shadow: {worse}."
     elif not evidence.missing:
         verdict = "retire"
         reason = (
@@ -346,6 +360,34 @@ def _outlook(blocks: _Blocks, mean: float, ss: float, kappa: float, rule: Rule, 
         return f"at this rate more than {99 * blocks.labels:,} more labels"
     more = (growth[reached.argmax()] - 1.0) * blocks.labels
     return f"at this rate about {float(f'{more:.2g}'):,.0f} more labels"
+
+
+def _calibrations(epochs: PairedEpochs) -> tuple[float | None, float | None]:
+    """Both models' sum p / positives; None without a positive label."""
+    assert epochs.positives is not None and epochs.champion_p is not None and epochs.challenger_p is not None
+    if not epochs.positives.any():
+        return None, None
+    positives = float(epochs.positives.sum())
+    return float(epochs.champion_p.sum()) / positives, float(epochs.challenger_p.sum()) / positives
+
+
+def _miscalibrated(epochs: PairedEpochs, evidence: Evidence, rule: Rule) -> str:
+    """What the guard of calibration has against a challenger, or nothing.
+
+    Off is the absolute logarithm of sum p / positives. Both models share the positives' number: one standard error of it,
+    1 / sqrt(positives), may change the difference of what they are off by twice as much, which is allowed on top.
+    """
+    champion, challenger = evidence.calibration_champion, evidence.calibration_challenger
+    if epochs.positives is None or not champion or not challenger:
+        return "the guard of calibration found no positive labels, or no predictions, to judge it by"
+    allowed = rule.calibration_tolerance + 2.0 / math.sqrt(epochs.positives.sum())
+    more = abs(math.log(challenger)) - abs(math.log(champion))
+    if more <= allowed:
+        return ""
+    return (
+        f"it predicts {challenger:.3f} times the positive labels that came, the champion {champion:.3f} times, which is "
+        f"{_percent(more)} further off; at most {_percent(allowed)} passes"
+    )
 
 
 def _cap(epochs: PairedEpochs, rule: Rule) -> str:

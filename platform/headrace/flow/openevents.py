@@ -288,10 +288,10 @@ class Recent:
         """Rows of some events, which must be here."""
         return np.searchsorted(self._rows[""], seqs)
 
-    def take(self, seqs: Ints) -> dict[str, Any]:
-        """Copies of the columns of some events, which must be here."""
-        rows = self.where(seqs)
-        return {name: values[rows] for name, values in self.columns().items()}
+    def take(self, seqs: Ints, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """Copies of the columns of some events, which must be here; of all columns unless they are named."""
+        rows, columns = self.where(seqs), self.columns()
+        return {name: columns[name][rows] for name in (columns if names is None else names)}
 
     def trim(self, keep: int) -> None:
         """Forget all but the newest, when there are twice as many."""

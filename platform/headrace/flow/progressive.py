@@ -21,6 +21,7 @@ from headrace.errors import ModelError
 from headrace.events import Columns, EpochRange, LabelKind, LogBatch, Recalled
 from headrace.flow.features import Encoder
 from headrace.flow.losses import Sums, digest_after, sums_for
+from headrace.flow.negatives import ALL, Negatives
 from headrace.flow.openevents import RECENT, OpenEvents, Recent
 from headrace.flow.scores import SliceSums
 from headrace.models.contract import (
@@ -70,7 +71,8 @@ class EpochScore:
     slices: tuple[SliceScore, ...]
     digest: bytes
     learned: int  # labels learned
-    unscored: int  # of them without a prediction of this version: their events came before its first seq
+    left_out: int  # negative ones that did not teach, see `headrace.flow.negatives`
+    unscored: int  # of both without a prediction of this version: their events came before its first seq
     event_time_first: int | None
     event_time_last: int | None
     members: tuple[MemberScore, ...]  # of a model of several
@@ -89,6 +91,13 @@ class _Answers:
     before: Floats  # of those: the value that is replaced, NaN when there was none
     since: Ints  # of those: the watermark of the label that is replaced
     fake: Mask  # of those: whether that one was a time-out
+    importance: Floats  # how many labels each one stands for; 0 teaches nothing
+    importance_before: Floats  # of corrections: that of the label which is replaced; else 0
+
+    def teaching(self) -> _Answers:
+        """Those that teach models or means something."""
+        some = (self.importance > 0.0) | (self.importance_before > 0.0)
+        return self if some.all() else _Answers(**{name: values[some] for name, values in vars(self).items()})
 
 
 @dataclass
@@ -99,6 +108,7 @@ class _Answered:
     y: Floats
     p: Floats
     event_time: Ints
+    taught: Mask  # whether each of them taught
     slices: Columns  # by name, values of the slices
     closing: Ints  # labels that close an event, whether they count or not
     closes: Ints  # their events
@@ -111,7 +121,7 @@ class _Answered:
 
     def _part(self, rows: slice, close: slice) -> _Answered:
         slices = take(self.slices, rows)
-        labels = (self.seq[rows], self.y[rows], self.p[rows], self.event_time[rows], slices)
+        labels = (self.seq[rows], self.y[rows], self.p[rows], self.event_time[rows], self.taught[rows], slices)
         return _Answered(*labels, self.closing[close], self.closes[close])
 
 
@@ -140,6 +150,9 @@ class Progressive:
         decayed since the label that is replaced. A correction without a value, of a deleted label, teaches nothing.
     loss
         What a prediction costs; it says whether labels are numbers.
+    negatives
+        Which negative labels teach. All labels close their events and are scored; corrections are drawn by their event like
+        others, and a target mean ends up as if the last value had been there from the start.
     """
 
     def __init__(
@@ -152,8 +165,9 @@ class Progressive:
         digest: bytes,
         on_late: str = "ignore",
         loss: Loss = LOG_LOSS,
+        negatives: Negatives = ALL,
     ) -> None:
-        self.model, self.means = model, means
+        self.model, self.means, self._negatives = model, means, negatives
         self.seq = first_seq - 1
         self.digest = digest
         self._encoder, self._slices, self._on_late = encoder, tuple(slices), on_late
@@ -184,7 +198,7 @@ class Progressive:
         return seqs, self._open.take(seqs).means
 
     def wants(self, batch: LogBatch) -> Ints:
-        """Events whose columns must be read back from the log for a batch: its labels answer them, and they are not kept.
+        """Events whose columns must be read back from the log for a batch: its labels need them, and they are not kept.
 
         Returns
         -------
@@ -194,6 +208,7 @@ class Progressive:
         self._keys.trim(RECENT)
         self._features.trim(RECENT)
         closing = (batch.label_kind != LabelKind.CORRECTION) & (batch.label_event < self._features.first)
+        closing &= ~np.isnan(batch.y) if self._slices else self._negatives.importance(batch.label_event, batch.y) > 0.0
         closing[closing] = self._open.waits(batch.label_event[closing])
         wanted: Ints = np.unique(batch.label_event[closing | self._teaches(batch)])
         return wanted
@@ -260,7 +275,7 @@ class Progressive:
         if self.means is not None:
             X |= self.means.peek(self.means.keys_of(X), clock)
         prepared = self.model.prepare(X)
-        p = self.model.predict(prepared)
+        p = self._negatives.corrected(self.model.predict(prepared))
         return p, self.model.uncertainty(prepared) if isinstance(self.model, Uncertain) else None
 
     def restart_chain(self, digest: bytes) -> None:
@@ -275,28 +290,38 @@ class Progressive:
         kept = self._kept(X)
         self._keys.add(seqs, kept)
         answers = self._answers(batch, labels, seqs)
-        keys = self._keys_of(answers)
+        taught = answers.teaching()
         stood = late_means = None
         if self.means is not None:
-            stood, late_means = self._read_means(kept[_MEANS], keys[_MEANS], seqs, clock, answers)
+            keys = self._keys_of(taught.event, taught.late, [_MEANS])[_MEANS]
+            stood, late_means = self._read_means(kept[_MEANS], keys, seqs, clock, taught)
             X |= _named(self.means, stood)
         prepared = self.model.prepare(X)
         self._features.add(seqs, prepared)
-        outstanding = self._open.count
+        closing = ~answers.late
+        closed: Ints = np.searchsorted(answers.seq[closing], seqs)
+        outstanding = self._open.count + np.arange(len(seqs)) - closed
         self._open.add(seqs, batch.event_time[events], stood)
-        rows, row = self._rows_of(answers, late_means)
+        rows, row = self._rows_of(taught, late_means)
 
-        order = np.argsort(np.concatenate([seqs, answers.seq]), kind="stable")
+        order = np.argsort(np.concatenate([seqs, taught.seq]), kind="stable")
         if isinstance(self.model, Sequential | Following) and self._on_late != "reweight":
-            self._run(self.model, order, seqs, prepared, rows, row, answers, outstanding)
+            self._run(self.model, order, seqs, prepared, rows, row, taught, outstanding)
         else:
-            self._take_turns(order, seqs, clock, prepared, take(rows, row), answers, outstanding)
-        counts = ~answers.late & ~np.isnan(answers.y)
+            self._take_turns(order, seqs, clock, prepared, take(rows, row), taught, outstanding, closed)
+        counts = closing & ~np.isnan(answers.y)
         said = self._open.take(answers.event[counts])
-        values = {name: keys[name][counts] for name in self._slices}
+        values = self._keys_of(answers.event[counts], answers.late[counts], self._slices)
         return _Answered(
-            *(answers.seq[counts], answers.y[counts], said.p, said.event_time, values),
-            *(answers.seq[~answers.late], answers.event[~answers.late]),
+            *(
+                answers.seq[counts],
+                answers.y[counts],
+                said.p,
+                said.event_time,
+                answers.importance[counts] > 0.0,
+                values,
+            ),
+            *(answers.seq[closing], answers.event[closing]),
         )
 
     def _run(
@@ -308,13 +333,12 @@ class Progressive:
         rows: Columns,
         row: NDArray[np.intp],
         answers: _Answers,
-        outstanding: int,
+        outstanding: Ints,
     ) -> None:
         """Entries in order, in one call."""
         n = len(seqs)
         coded = np.where(order < n, order, n - 1 - order)
-        teaches = np.concatenate([np.ones(n, dtype=np.bool_), ~np.isnan(answers.y)])
-        closed = np.searchsorted(answers.seq[~answers.late], seqs)
+        teaches = np.concatenate([np.ones(n, dtype=np.bool_), answers.importance > 0.0])
         here = ~answers.late & (answers.event >= (seqs[0] if n else answers.seq))
         kept = np.full((len(answers.y), self.model.memo_width), np.nan)
         if self.model.memo_width:
@@ -322,9 +346,9 @@ class Progressive:
             kept[earlier] = self._open.take(answers.event[earlier]).memo
         turns = Turns(
             order=coded[teaches[order]],
-            outstanding=outstanding + np.arange(n) - closed,
+            outstanding=outstanding,
             y=answers.y,
-            weight=np.ones(len(answers.y)),
+            weight=self._negatives.weight(answers.importance),
             clock=answers.clock,
             asked=np.where(here, np.searchsorted(seqs, answers.event), -1),
             memo=kept,
@@ -342,7 +366,7 @@ class Progressive:
                 f"the model predicted {p[at]} for event {seqs[at]}, expected {expected}: one of its numbers has overflowed "
                 "and it will not recover; roll back to another version, and bound the number in the contract"
             )
-        self._open.answer(int(seqs[0]), p, memo)
+        self._open.answer(int(seqs[0]), self._negatives.corrected(p), memo)
 
     def _take_turns(
         self,
@@ -352,20 +376,20 @@ class Progressive:
         prepared: Columns,
         rows: Columns,
         answers: _Answers,
-        outstanding: int,
+        outstanding: Ints,
+        closed: Ints,
     ) -> None:
-        """Runs of events and runs of labels, one after the other."""
-        is_label = order >= len(seqs)
-        for start, end in pairwise(_bounds(is_label)):
+        """Runs of events and runs of labels, one after the other; a label that does not teach parts events, too."""
+        turns = np.full(len(order), -1)
+        turns[order < len(seqs)] = closed
+        for start, end in pairwise(_bounds(turns)):
             part = slice(int(order[start]), int(order[end - 1]) + 1)
-            if is_label[start]:
+            if turns[start] < 0:
                 part = slice(part.start - len(seqs), part.stop - len(seqs))
                 self._learn(take(rows, part), answers, part)
-                outstanding -= int(np.count_nonzero(~answers.late[part]))
             else:
-                p, memo = self.model.ask(take(prepared, part), clock[part], outstanding)
+                p, memo = self.model.ask(take(prepared, part), clock[part], int(outstanding[part.start]))
                 self._predicted(seqs[part], p, memo)
-                outstanding += end - start
 
     def _answers(self, batch: LogBatch, labels: slice, event_seq: Ints) -> _Answers:
         """Which labels are learned or release an event here."""
@@ -380,16 +404,19 @@ class Progressive:
                 "`headrace check`"
             )
         mine = (closing & known) | late
+        y, before = batch.y[labels][mine], np.where(late[mine], batch.y_before[labels][mine], np.nan)
         return _Answers(
             seq=batch.label_seq[labels][mine],
             event=events[mine],
-            y=batch.y[labels][mine],
+            y=y,
             clock=batch.clock_labels[labels][mine],
             timed_out=batch.label_kind[labels][mine] == LabelKind.TIMEOUT,
             late=late[mine],
-            before=batch.y_before[labels][mine],
+            before=before,
             since=batch.clock_corrected[labels][mine],
             fake=batch.corrects_timeout[labels][mine],
+            importance=self._negatives.importance(events[mine], y),
+            importance_before=self._negatives.importance(events[mine], before),
         )
 
     def _kept(self, X: Columns) -> Columns:
@@ -399,14 +426,16 @@ class Progressive:
             kept[_MEANS] = self.means.keys_of(X)
         return kept
 
-    def _keys_of(self, answers: _Answers) -> Columns:
-        """Keys of target means and slices of the events that labels answer."""
-        kept = ~answers.late & (answers.event >= self._keys.first)
-        keys = self._keys.take(answers.event[kept])
+    def _keys_of(self, events: Ints, late: Mask, names: Sequence[str]) -> Columns:
+        """Some columns of `_kept` of the events that labels answer."""
+        if not names:
+            return {}
+        kept = ~late & (events >= self._keys.first)
+        keys = self._keys.take(events[kept], names)
         if kept.all():
             return keys
-        rows = self._old_rows(answers.event[~kept])
-        return merged(keys, kept, self._kept(take(self._old, rows)))
+        others = self._kept(take(self._old, self._old_rows(events[~kept])))
+        return merged(keys, kept, others)
 
     def _rows_of(self, answers: _Answers, late_means: Floats | None) -> tuple[Columns, NDArray[np.intp]]:
         """Prepared rows, and which of them are those of the events that labels answer."""
@@ -441,18 +470,20 @@ class Progressive:
         place = np.concatenate([2 * seqs, 2 * answers.seq + 1, 2 * answers.seq[late]])
         is_label = np.repeat([False, True, False], [len(seqs), len(late), int(late.sum())])
         y, before, since = np.zeros(len(place)), np.full(len(place), np.nan), np.zeros(len(place), dtype=np.int64)
+        weight, weight_before = np.zeros(len(place)), np.zeros(len(place))
         y[is_label], before[is_label], since[is_label] = answers.y, answers.before, answers.since
+        weight[is_label], weight_before[is_label] = answers.importance, answers.importance_before
         order = np.argsort(place, kind="stable")
-        order = order[~np.isnan(y[order])]  # a dropped time-out teaches nothing
         clocks = np.concatenate([clock, answers.clock, answers.clock[late]])[order]
         read = self.means.run(
             values[order],
             is_label[order],
             y[order],
-            np.ones(len(order)),
+            weight[order],
             clocks,
             before[order],
             since[order],
+            weight_before[order],
         )
         table = np.column_stack([read[name] for name in self.means.columns])
         again = order[~is_label[order]] >= len(seqs)
@@ -461,20 +492,23 @@ class Progressive:
     def _learn(self, rows: Columns, answers: _Answers, part: slice) -> None:
         """A run of labels, one after the other."""
         y, clock, events, late = answers.y[part], answers.clock[part], answers.event[part], answers.late[part]
-        memo, weight = np.full((len(y), self.model.memo_width), np.nan), np.ones(len(y))
+        memo, weight = (
+            np.full((len(y), self.model.memo_width), np.nan),
+            self._negatives.weight(answers.importance[part]),
+        )
         if self.model.memo_width or self._on_late == "reweight":
             kept = self._open.take(events[~late])
             memo[~late] = kept.memo
             if self._on_late == "reweight":
                 fake = np.where(answers.timed_out[part][~late], np.nan_to_num(kept.p), 0.0)
-                weight[~late] = np.maximum(1.0 - fake**2, _LEAST)
+                weight[~late] *= np.maximum(1.0 - fake**2, _LEAST)
         doubted = (
             late & answers.fake[part] & (y == 1.0) if self._on_late == "reweight" else np.zeros(len(y), dtype=np.bool_)
         )
-        learns = np.flatnonzero(~np.isnan(y))
+        learns = np.flatnonzero(answers.importance[part])
         for run in np.split(learns, np.flatnonzero(doubted[learns])):
             if len(run) and doubted[run[0]]:  # its weight is what the model says when its turn has come
-                weight[run[0]] += self.model.predict(take(rows, run[:1]))[0]
+                weight[run[0]] += self._negatives.corrected(self.model.predict(take(rows, run[:1])))[0]
             if len(run):
                 self.model.learn(take(rows, run), y[run], memo[run], weight[run], clock[run])
 
@@ -486,7 +520,9 @@ class Progressive:
         now, later = answered.split(upto)
         self._open.close(now.closes)
         scored = ~np.isnan(now.p)
-        self._learned += len(scored)
+        taught = int(np.count_nonzero(now.taught))
+        self._learned += taught
+        self._left_out += len(scored) - taught
         self._unscored += int(np.count_nonzero(~scored))
         if scored.any():
             y, p = now.y[scored], now.p[scored]
@@ -501,7 +537,7 @@ class Progressive:
     def _begin_epoch(self) -> None:
         self._sums, self._epoch_digest = sums_for(self._loss), digest_after(self.digest, self._loss)
         self._slice_sums = {name: SliceSums() for name in self._slices}
-        self._learned = self._unscored = 0
+        self._learned = self._left_out = self._unscored = 0
         self._times = (2**63 - 1, -(2**63))
 
     def _end_epoch(self, epoch: EpochRange) -> EpochScore:
@@ -518,6 +554,7 @@ class Progressive:
             ),
             digest=self.digest,
             learned=self._learned,
+            left_out=self._left_out,
             unscored=self._unscored,
             event_time_first=first if self._sums.n else None,
             event_time_last=last if self._sums.n else None,
@@ -588,11 +625,11 @@ class Progressive:
             self._open.answer(int(seqs[0]), np.full(len(seqs), np.nan), memo)
 
 
-def _bounds(is_label: Mask) -> list[int]:
-    """Where runs of events and of labels begin and end."""
-    if not len(is_label):
+def _bounds(turns: Ints) -> list[int]:
+    """Where runs of equal ones begin and end."""
+    if not len(turns):
         return []
-    return np.flatnonzero(np.diff(is_label, prepend=~is_label[:1], append=~is_label[-1:])).tolist()
+    return [0, *(np.flatnonzero(np.diff(turns)) + 1).tolist(), len(turns)]
 
 
 def _among(seqs: Ints, known: Ints) -> Mask:

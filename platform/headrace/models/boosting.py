@@ -22,7 +22,7 @@ from headrace.definition.loss import LOG_LOSS, Loss
 from headrace.errors import ModelError
 from headrace.events import Columns
 from headrace.models import snapshot, trees
-from headrace.models.contract import Floats, row_count
+from headrace.models.contract import Floats, row_count, take
 from headrace.models.search import SPACE, Searched, search
 from headrace.models.text import is_category, kernel, keys_of
 from headrace.models.tokens import Tokens
@@ -277,6 +277,7 @@ def train(
     params: Mapping[str, Any] | None = None,
     *,
     loss: Loss = LOG_LOSS,
+    weight: Floats | None = None,
     threads: int = 1,
 ) -> Trained:
     """Train boosted trees on a window.
@@ -292,6 +293,8 @@ def train(
         budget of a search, {"trials": n or None, "seconds": s or None}.
     loss
         What is minimised, and what stops the training.
+    weight
+        float64[n], what each row weighs; one of 0 neither teaches nor validates. None: all rows weigh the same.
     threads
         For training only; the trees do not depend on it. More than one is slower where other processes share the cores.
 
@@ -302,24 +305,29 @@ def train(
     """
     own = {_NAMES.get(name, name): value for name, value in (params or {}).items()}
     rounds, patience = int(own.pop("max_trees", MAX_TREES)), int(own.pop("patience", PATIENCE))
-    encoding = Encoding.fit(X, int(own.pop("max_categories", MAX_CATEGORIES)))
-    budget = own.pop("search", None)
+    max_categories, budget = int(own.pop("max_categories", MAX_CATEGORIES)), own.pop("search", None)
     settings = DEFAULTS | own | _FIXED | _objective(loss) | {"num_threads": threads}
 
-    valid_from = split(y, event_time, label_time, loss)
-    early = np.flatnonzero(label_time[:valid_from] < event_time[valid_from])
-    sheet = _Sheet(encoding.matrix(X), y, len(encoding.categories), loss, rounds, patience)
-    outstanding = _outstanding(event_time, label_time)
+    valid_from = split(y, event_time, label_time, loss, weight)
+    outstanding, begins, judged_from = _outstanding(event_time, label_time), event_time[valid_from], valid_from
+    if weight is not None:
+        rows = np.flatnonzero(weight)
+        X, y, event_time, label_time = take(X, rows), y[rows], event_time[rows], label_time[rows]
+        weight = weight[rows] if (weight[rows] != 1.0).any() else None
+        judged_from = int(np.searchsorted(rows, valid_from))
+    early = np.flatnonzero(label_time[:judged_from] < begins)
+    encoding = Encoding.fit(X, max_categories)
+    sheet = _Sheet(encoding.matrix(X), y, weight, len(encoding.categories), loss, rounds, patience)
     searched = None
     if budget is not None:
         settings["feature_pre_filter"] = False  # which features can be split depends on what is searched
         searched = _search(sheet, _parts(early, event_time, label_time), settings, own, budget)
         settings |= {} if searched is None else searched.params
-    booster, curve_train, curve_valid = sheet.fit(early, np.arange(valid_from, len(y)), settings)
+    booster, curve_train, curve_valid = sheet.fit(early, np.arange(judged_from, len(y)), settings)
     best = max(1, booster.best_iteration)
     target = None
     if loss.regression:
-        residual = y[valid_from:] - booster.predict(sheet.matrix[valid_from:], num_iteration=best)
+        residual = y[judged_from:] - booster.predict(sheet.matrix[judged_from:], num_iteration=best)
         target = _target(y, residual, loss)
     return Trained(
         ensemble=Ensemble(sheet.grow(settings, best).model_to_string(), encoding, outstanding, target),
@@ -339,6 +347,7 @@ class _Sheet:
 
     matrix: Floats
     y: Floats
+    weight: Floats | None  # None: all weigh the same
     categories: int
     loss: Loss
     rounds: int  # trees at most
@@ -379,6 +388,7 @@ class _Sheet:
         return lightgbm.Dataset(
             self.matrix[rows],
             self.y[rows],
+            weight=None if self.weight is None else self.weight[rows],
             reference=reference,
             categorical_feature=list(range(self.categories)),
             params=dict(settings),
@@ -422,12 +432,18 @@ def _parts(
     return rows[(rows < first) & (label_time[rows] < event_time[first])], rows[rows >= first]
 
 
-def split(y: Floats, event_time: NDArray[np.int64], label_time: NDArray[np.int64], loss: Loss = LOG_LOSS) -> int:
+def split(
+    y: Floats,
+    event_time: NDArray[np.int64],
+    label_time: NDArray[np.int64],
+    loss: Loss = LOG_LOSS,
+    weight: Floats | None = None,
+) -> int:
     """Return the first held-out row of a window, after checking that there is something to learn and to validate.
 
     Parameters
     ----------
-    y, event_time, label_time, loss
+    y, event_time, label_time, loss, weight
         As `train` has them.
 
     Raises
@@ -438,8 +454,11 @@ def split(y: Floats, event_time: NDArray[np.int64], label_time: NDArray[np.int64
     if bool((np.diff(event_time) < 0).any()):
         raise ModelError("found training rows out of order, expected them by event time: order the window by seq")
     first = int(len(y) * (1.0 - HELD_OUT))
-    early = y[:first][label_time[:first] < event_time[first]] if first < len(y) else y[:0]
-    for part, labels in (("training", early), ("held-out", y[first:])):
+    early = np.zeros(len(y), dtype=np.bool_)
+    if first < len(y):
+        early[:first] = label_time[:first] < event_time[first]
+    teaches = np.ones(len(y), dtype=np.bool_) if weight is None else weight > 0.0
+    for part, labels in (("training", y[early & teaches]), ("held-out", y[first:][teaches[first:]])):
         if (kinds := len(np.unique(labels))) < 2:
             found, expected = ("value(s)", "different ones") if loss.regression else ("class(es)", "both classes")
             raise ModelError(

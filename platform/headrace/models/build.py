@@ -124,6 +124,7 @@ def train(
     label_time: NDArray[np.int64],
     *,
     loss: Loss = LOG_LOSS,
+    weight: Floats | None = None,
     threads: int = 1,
 ) -> Trained:
     """Train the trees of a recipe; see `headrace.models.boosting.train`."""
@@ -131,7 +132,7 @@ def train(
 
     own = _own(recipe)
     params = {name: value for name, value in recipe.params.items() if name not in own}
-    return boosting.train(X, y, event_time, label_time, params, loss=loss, threads=threads)
+    return boosting.train(X, y, event_time, label_time, params, loss=loss, weight=weight, threads=threads)
 
 
 def _own(recipe: Recipe) -> dict[str, Any]:

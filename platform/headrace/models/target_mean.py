@@ -93,6 +93,7 @@ class TargetMeans:
         clock: Clock,
         before: Floats | None = None,
         since: Clock | None = None,
+        weight_before: Floats | None = None,
     ) -> dict[str, Floats]:
         """Pass over n log entries and return the features of the events among them.
 
@@ -106,9 +107,10 @@ class TargetMeans:
             float64[n], read at labels only.
         clock
             int64[n] microseconds, never falling, not below that of an earlier run.
-        before, since
-            For labels that correct earlier ones: float64[n] the earlier value, NaN elsewhere, and int64[n] its clock.
-            Such a label changes S by w (y - before) 2^(-(now - since)/h), and N not at all.
+        before, since, weight_before
+            For labels that correct earlier ones: float64[n] the earlier value, NaN elsewhere, int64[n] its clock, and
+            float64[n] its weight v, the label's own when not given. Such a label changes S by
+            (w y - v before) 2^(-(now - since)/h), and N by (w - v) 2^(-(now - since)/h).
 
         Returns
         -------
@@ -128,10 +130,12 @@ class TargetMeans:
         out = np.empty((len(clock) - int(np.count_nonzero(is_label)), len(self.columns)))
         before = np.full(len(clock), np.nan) if before is None else before
         since = clock if since is None else since
-        at, event = self._pass(0, 0, values, is_label, y, weight, clock, before, since, out)
+        weight_before = weight if weight_before is None else weight_before
+        entries = (values, is_label, y, weight, clock, before, since, weight_before)
+        at, event = self._pass(0, 0, *entries, out)
         while at < len(clock):  # the table was half full, perhaps at the very first entry
             self._table.grow()
-            at, event = self._pass(at, event, values, is_label, y, weight, clock, before, since, out)
+            at, event = self._pass(at, event, *entries, out)
         if len(clock):
             self._now = int(clock[-1])
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
@@ -146,7 +150,7 @@ class TargetMeans:
         none = np.zeros(len(clock))
         out = np.empty((len(clock), len(self.columns)))
         events = np.zeros(len(clock), dtype=np.bool_)
-        _run(0, 0, values, events, none, none, clock, none, clock, *self._state(), self._level, out)
+        _run(0, 0, values, events, none, none, clock, none, clock, none, *self._state(), self._level, out)
         return dict(zip(self.columns, np.ascontiguousarray(out.T), strict=True))
 
     def _state(self) -> tuple[Any, Any, Any, Any, Any]:
@@ -191,6 +195,7 @@ def _run(
     clock: Any,
     before: Any,
     since: Any,
+    weight_before: Any,
     cells: Any,
     floats: Any,
     state: Any,
@@ -225,7 +230,8 @@ def _run(
                 for h in range(width):
                     gain, count = weight[i] * y[i], weight[i]
                     if corrects:
-                        gain, count = weight[i] * (y[i] - before[i]) * old[h], 0.0
+                        gain = (weight[i] * y[i] - weight_before[i] * before[i]) * old[h]
+                        count = (weight[i] - weight_before[i]) * old[h]
                     sums[row, OWN + h] = sums[row, OWN + h] * decay[h] + gain
                     sums[row, OWN + width + h] = sums[row, OWN + width + h] * decay[h] + count
                 mine[row, LAST] = np.uint64(clock[i])

@@ -51,7 +51,7 @@ def try_recipe(stream: Stream, recipe: Recipe, *, artifact: bytes | None = None,
     ------
     ModelError
         The recipe cannot be built, breaks a promise, fails on such a row, or takes no weights where the stream's
-        `on_late` gives some.
+        `on_late` or `negative_rate` gives some.
     """
     X = _rows(stream, recipe, np.random.default_rng(seed))
     if X is None:
@@ -60,12 +60,11 @@ def try_recipe(stream: Stream, recipe: Recipe, *, artifact: bytes | None = None,
     def factory() -> Model:
         return fresh(recipe, key=_KEY, artifact=artifact, loss=stream.loss)
 
-    y = _labels(stream)
-    weighted = stream.label.on_late == "reweight"
+    y, weighing = _labels(stream), _weighing(stream)
     try:
-        if weighted:
-            _try_weights(factory, X, y)
-        check_model(factory, X, y, weighted=weighted, beyond=False, numbers=stream.loss.regression)
+        if weighing:
+            _try_weights(factory, X, y, weighing)
+        check_model(factory, X, y, weighted=bool(weighing), beyond=False, numbers=stream.loss.regression)
     except ModelError as error:
         raise ModelError(f"recipe {recipe.name!r}: {error}") from error
     except Exception as error:  # whatever a user's pipeline raises
@@ -88,7 +87,17 @@ def _labels(stream: Stream) -> Floats:
     return low + (high - low) * share**3
 
 
-def _try_weights(factory: Callable[[], Model], X: Columns, y: Floats) -> None:
+def _weighing(stream: Stream) -> Sequence[tuple[str, str]]:
+    """What of a definition gives labels weights, and what would not."""
+    settings = []
+    if stream.label.on_late == "reweight":
+        settings.append(("label.on_late='reweight'", "on_late='learn' or 'ignore'"))
+    if stream.negative_rate < 1 and stream.negatives == "weight":
+        settings.append((f"negative_rate={stream.negative_rate}", "negatives='calibrate'"))
+    return settings
+
+
+def _try_weights(factory: Callable[[], Model], X: Columns, y: Floats, weighing: Sequence[tuple[str, str]]) -> None:
     """Raise unless weights change what is learned: river's pipelines drop them silently where a classifier takes none."""
     predicted = []
     for weight in (np.ones(len(y)), np.where(y == 1.0, 3.0, 1.0)):
@@ -103,10 +112,11 @@ def _try_weights(factory: Callable[[], Model], X: Columns, y: Floats) -> None:
             break
         predicted.append(model.predict(prepared))
     if len(predicted) < 2 or (predicted[0] == predicted[1]).all():
+        settings, others = (" and ".join(parts) for parts in zip(*weighing, strict=True))
         raise ModelError(
-            "found a classifier that learns the same whatever a label weighs: label.on_late='reweight' expects one whose "
+            f"found a classifier that learns the same whatever a label weighs: {settings} expects one whose "
             "learn_one takes a weight w, such as river's logistic regression or Hoeffding trees; take such a one, or "
-            "on_late='learn' or 'ignore'"
+            f"{others}"
         )
 
 

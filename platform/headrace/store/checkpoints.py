@@ -147,6 +147,7 @@ def write_metrics(
             "seq_last": epoch.seq_last,
             **_sums(sums),
             "learned": score.learned,
+            "left_out": score.left_out,
             "unscored": score.unscored,
             "cpu_seconds": cost.cpu_seconds,
             "peak_rss_bytes": cost.peak_rss_bytes,

@@ -163,7 +163,7 @@ def add_version(
         "version": version,
         "number": row[0],
         "recipe": recipe.name,
-        "config": json.dumps(recipe.config()),
+        "config": json.dumps(stream.config_of(recipe)),
         "first_seq": first_seq,
         "evidence_seq": evidence_seq,
         "status": status,

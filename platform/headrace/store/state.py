@@ -18,6 +18,7 @@ from headrace.definition.stream import Stream
 from headrace.errors import DefinitionError
 from headrace.events import Engine, LogBatch, LogColumn, Recalled
 from headrace.flow.features import Encoder
+from headrace.flow.negatives import Negatives
 from headrace.flow.progressive import EpochScore, Progressive
 from headrace.flow.scores import GENESIS
 from headrace.models.build import fresh
@@ -65,7 +66,7 @@ def recipe_of(stream: Stream, version: Version) -> Recipe:
         raise DefinitionError(
             f"{version.version} has recipe {version.recipe!r}, the definition has {known}; add it back, or retire it"
         )
-    if recipe.config() != dict(version.config):
+    if recipe.config() != {name: value for name, value in version.config.items() if name != "negatives"}:
         raise DefinitionError(
             f"recipe {version.recipe!r} differs from the one that {version.version} was registered with; give the changed "
             "recipe a name of its own"
@@ -115,8 +116,8 @@ def assemble(
     model = fresh(recipe, key=key, artifact=None if artifact is None else artifact.tobytes(), loss=stream.loss)
     prior = None if stream.loss.regression else PRIOR
     means = TargetMeans(encoder.mean_keys, prior) if recipe.target_means else None
-    late = stream.label.on_late
-    progressive = Progressive(model, encoder, means, stream.slices, version.first_seq, GENESIS, late, stream.loss)
+    how = (stream.label.on_late, stream.loss, Negatives.of(version.config))
+    progressive = Progressive(model, encoder, means, stream.slices, version.first_seq, GENESIS, *how)
     return Live(version, progressive, artifact, 0, engine)
 
 

@@ -126,6 +126,7 @@ CREATE TABLE headrace.epoch_metrics (
     y_sum double precision,
     y_sq_sum double precision,
     learned integer NOT NULL,
+    left_out integer NOT NULL,
     unscored integer NOT NULL,
     cpu_seconds double precision NOT NULL,
     peak_rss_bytes bigint NOT NULL,
@@ -444,6 +445,24 @@ $$;
 REVOKE ALL ON FUNCTION headrace.report_endpoint FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION headrace.report_endpoint TO headrace_reader;
 COMMENT ON FUNCTION headrace.report_endpoint IS 'Opens the incident of an endpoint whose digests are not the learner''s.';
+
+-- headrace.flow.negatives draws the same; splitmix64, whose products wrap at 64 bits, of the event's seq.
+CREATE FUNCTION headrace.wrapped(product numeric) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT (CASE WHEN low >= 9223372036854775808 THEN low - 18446744073709551616 ELSE low END)::bigint
+    FROM (SELECT mod(mod($1, 18446744073709551616) + 18446744073709551616, 18446744073709551616) AS low) AS wrapped;
+$$;
+COMMENT ON FUNCTION headrace.wrapped IS 'The lowest 64 bits of an integer of any size.';
+CREATE FUNCTION headrace.negative_teaches(event_seq bigint, rate double precision) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+    h bigint := headrace.wrapped(event_seq * -7046029254386353131::numeric);
+BEGIN
+    h := headrace.wrapped((h # ((h >> 30) & ((1::bigint << 34) - 1))) * -4658895280553007687::numeric);
+    h := headrace.wrapped((h # ((h >> 27) & ((1::bigint << 37) - 1))) * -7723592293110705685::numeric);
+    h := h # ((h >> 31) & ((1::bigint << 33) - 1));
+    RETURN ((h >> 11) & ((1::bigint << 53) - 1))::double precision / (1::bigint << 53) < rate;
+END $$;
+COMMENT ON FUNCTION headrace.negative_teaches IS 'Whether a negative label of an event teaches versions of a negative_rate.';
 
 -- Privileges: the intake writes the log, learners their checkpoints and metrics, Airflow's tasks steer, people read.
 GRANT USAGE ON SCHEMA headrace TO headrace_intake, headrace_learner, headrace_steer, headrace_reader;
