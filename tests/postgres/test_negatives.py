@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -92,7 +93,11 @@ def test_from_the_log_to_a_rebuild(sampled: Registered, origin: SmallSource) -> 
     for name in names:
         learn(sampled, name)
     with closing(db.connect(sampled.dsn, role="headrace_reader")) as conn:
-        assert [i.breaches for i in audit(conn, sampled.stream, None) if not i.ok] == []
+        found = audit(conn, sampled.stream, None)
+        assert [i.breaches for i in found if not i.ok] == []
+        (learned_once,) = (i for i in found if i.name == "learned_once")
+        assert learned_once.promise.endswith("exactly once, or left it out as a negative")
+        assert all(learned_once.counts[name]["left_out"] > 0 for name in names)
     with closing(db.connect(sampled.dsn, role="headrace_steer")) as conn:
         for name in names:
             done = rebuild(conn, sampled.stream, sampled.columns, name, ENGINE, KEY)
@@ -173,6 +178,7 @@ def test_a_version_keeps_the_rate_that_it_was_registered_with(sampled: Registere
     sampled.import_history(origin)
     learn(sampled)
     before = sums(sampled, "small-1")
+    kept = json.dumps({"negatives": {"rate": RATE, "by": sampled.stream.negatives}})
     changed = replace(sampled, stream=replace(sampled.stream, negative_rate=1.0))
     with closing(db.connect(changed.dsn)) as conn, db.transaction(conn):
         assert registry.register(conn, changed.stream, changed.columns, ENGINE) is False
@@ -184,5 +190,12 @@ def test_a_version_keeps_the_rate_that_it_was_registered_with(sampled: Registere
     with closing(db.connect(changed.dsn, role="headrace_steer")) as conn:
         assert rebuild(conn, changed.stream, changed.columns, "small-1", ENGINE, KEY).different == ()
         fresh = bootstrap(conn, changed.stream, BOOTSTRAPPED[0], changed.columns, ENGINE, KEY)
+    changed.query("UPDATE headrace.versions SET config = config - 'negatives' WHERE version = 'small-1'")
+    with closing(db.connect(changed.dsn, role="headrace_reader")) as conn:
+        (learned_once,) = (i for i in audit(conn, changed.stream, None) if i.name == "learned_once")
+    assert "small-1 learned, or left out, another number of labels" in learned_once.breaches[0], (
+        "who may leave out nothing"
+    )
+    changed.query("UPDATE headrace.versions SET config = config || %s WHERE version = 'small-1'", kept)
     rates = dict(changed.query("SELECT version, negative_rate FROM metrics.versions"))
     assert rates == {"small-1": RATE, fresh.version: 1.0}
