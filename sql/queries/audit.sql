@@ -50,9 +50,9 @@ FROM (SELECT seq_first, seq_last, labels, lag(seq_last, 1, 0::bigint) OVER (ORDE
 
 -- audit_learned: for each version, what it learned in each epoch against the labels of that epoch
 SELECT m.version, count(*), min(m.epoch), max(m.epoch), sum(m.learned), sum(m.left_out), sum(m.labels), sum(m.unscored),
-    count(*) FILTER (WHERE m.learned + m.left_out <> e.labels), count(*) FILTER (WHERE m.learned + m.left_out <> m.labels + m.unscored),
+    count(*) FILTER (WHERE m.learned + m.left_out <> e.labels OR (m.left_out > 0 AND NOT v.config ? 'negatives')), count(*) FILTER (WHERE m.learned + m.left_out <> m.labels + m.unscored),
     count(*) FILTER (WHERE (m.seq_first, m.seq_last) <> (e.seq_first, e.seq_last)), min(m.seq_first), max(m.seq_last)
-FROM headrace.epoch_metrics AS m JOIN headrace.epochs AS e USING (stream, epoch)
+FROM headrace.epoch_metrics AS m JOIN headrace.epochs AS e USING (stream, epoch) JOIN headrace.versions AS v USING (stream, version)
 WHERE m.stream = %(stream)s GROUP BY m.version ORDER BY m.version;
 
 -- audit_checkpoints: each version's newest checkpoint

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +15,10 @@ from tests.postgres.test_erasure import KEY, learn
 
 from headrace.batch.audit import audit
 from headrace.batch.bootstrap import bootstrap
+from headrace.batch.compare import compare
 from headrace.batch.rebuild import rebuild
 from headrace.definition import recipes
-from headrace.definition.stream import Stream
+from headrace.definition.stream import Policy, Stream
 from headrace.flow.negatives import Negatives
 from headrace.store import db, registry, source
 from headrace.store.migrate import migrate
@@ -25,6 +28,7 @@ TREES = {"min_data_in_leaf": 20, "max_trees": 30}
 BOOTSTRAPPED = [
     recipes.lightgbm(**TREES),
     recipes.stack(**TREES, members=recipes.lean_members()),
+    recipes.ftrl(name="passes", target_means=True, batch=recipes.Batch(passes=3)),
 ]
 
 
@@ -81,14 +85,19 @@ def test_from_the_log_to_a_rebuild(sampled: Registered, origin: SmallSource) -> 
             assert held["loss"] < 1.3 * held["champion_loss"]
             with db.transaction(conn):
                 registry.set_status(conn, "small", candidate.version, "catching_up", was=("candidate",))
-    origin.add(*origin.rows(3000, 1500))
+    for first in range(3000, 4500, 50):  # the clock ticks at each commit
+        origin.add(*origin.rows(first, 50))
     origin.execute("UPDATE outcomes SET score = 40 - score WHERE visit_id % 9 = 0")
     sampled.follow(origin)
     names = ["small-1", *(candidate.version for candidate in made)]
     for name in names:
         learn(sampled, name)
     with closing(db.connect(sampled.dsn, role="headrace_reader")) as conn:
-        assert [i.breaches for i in audit(conn, sampled.stream, None) if not i.ok] == []
+        found = audit(conn, sampled.stream, None)
+        assert [i.breaches for i in found if not i.ok] == []
+        (learned_once,) = (i for i in found if i.name == "learned_once")
+        assert learned_once.promise.endswith("exactly once, or left it out as a negative")
+        assert all(learned_once.counts[name]["left_out"] > 0 for name in names)
     with closing(db.connect(sampled.dsn, role="headrace_steer")) as conn:
         for name in names:
             done = rebuild(conn, sampled.stream, sampled.columns, name, ENGINE, KEY)
@@ -101,6 +110,39 @@ def test_from_the_log_to_a_rebuild(sampled: Registered, origin: SmallSource) -> 
         assert learned + left_out >= labels
         assert left_out == pytest.approx((1 - RATE) * negatives, rel=0.1)
         assert loss / labels < 0.6, name
+    _guarded(sampled, names)
+
+
+def _guarded(sampled: Registered, names: list[str]) -> None:
+    """Of three challengers that win by their losses the guard keeps the two whose predictions are said to be off."""
+    watched = replace(
+        sampled.stream,
+        policy=Policy(
+            epoch_labels=50, challenger_slots=3, season=timedelta(hours=1), min_gain=0.0, guards=["calibration"]
+        ),
+    )
+    sampled.query("UPDATE headrace.versions SET status = 'shadow' WHERE version <> 'small-1'")
+    both = (
+        "SELECT sum(a.p_sum) / sum(a.positives), sum(b.p_sum) / sum(b.positives) FROM headrace.epoch_metrics AS a "
+        "JOIN headrace.epoch_metrics AS b USING (stream, epoch) WHERE a.version = 'small-1' AND b.version = %s "
+        "AND a.unscored = 0 AND b.unscored = 0 AND a.labels = b.labels"
+    )
+    won = "UPDATE headrace.epoch_metrics SET loss_sum = loss_sum / 2, p_sum = %s * positives WHERE version = %s"
+    for name, share in zip(names[1:], (1.0, 3.0, 3.0), strict=True):
+        sampled.query(won, share, name)
+    expected = {name: sampled.query(both, name)[0] for name in names[1:]}
+    with closing(db.connect(sampled.dsn, role="headrace_steer")) as conn:
+        outcomes, promoted = compare(conn, watched)
+        conn.commit()
+    assert promoted == names[1], [outcome.reason for outcome in outcomes]
+    kept = [outcome.reason for outcome in outcomes if outcome.challenger in names[2:]]
+    assert len(kept) == 2 and all(", but stays in shadow: it predicts " in reason for reason in kept), kept
+    shown = sampled.query("SELECT challenger, calibration_champion, calibration_challenger FROM metrics.comparisons")
+    for challenger, *calibrations in shown:
+        assert calibrations == pytest.approx(expected[challenger])
+    assert sampled.query("SELECT count(calibration_champion), count(calibration_challenger) FROM metrics.slices") != [
+        (0, 0)
+    ]
 
 
 def test_sql_says_who_learned_from_what(sampled: Registered, origin: SmallSource) -> None:
@@ -136,6 +178,7 @@ def test_a_version_keeps_the_rate_that_it_was_registered_with(sampled: Registere
     sampled.import_history(origin)
     learn(sampled)
     before = sums(sampled, "small-1")
+    kept = json.dumps({"negatives": {"rate": RATE, "by": sampled.stream.negatives}})
     changed = replace(sampled, stream=replace(sampled.stream, negative_rate=1.0))
     with closing(db.connect(changed.dsn)) as conn, db.transaction(conn):
         assert registry.register(conn, changed.stream, changed.columns, ENGINE) is False
@@ -147,5 +190,12 @@ def test_a_version_keeps_the_rate_that_it_was_registered_with(sampled: Registere
     with closing(db.connect(changed.dsn, role="headrace_steer")) as conn:
         assert rebuild(conn, changed.stream, changed.columns, "small-1", ENGINE, KEY).different == ()
         fresh = bootstrap(conn, changed.stream, BOOTSTRAPPED[0], changed.columns, ENGINE, KEY)
+    changed.query("UPDATE headrace.versions SET config = config - 'negatives' WHERE version = 'small-1'")
+    with closing(db.connect(changed.dsn, role="headrace_reader")) as conn:
+        (learned_once,) = (i for i in audit(conn, changed.stream, None) if i.name == "learned_once")
+    assert "small-1 learned, or left out, another number of labels" in learned_once.breaches[0], (
+        "who may leave out nothing"
+    )
+    changed.query("UPDATE headrace.versions SET config = config || %s WHERE version = 'small-1'", kept)
     rates = dict(changed.query("SELECT version, negative_rate FROM metrics.versions"))
     assert rates == {"small-1": RATE, fresh.version: 1.0}

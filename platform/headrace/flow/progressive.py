@@ -290,15 +290,15 @@ class Progressive:
         kept = self._kept(X)
         self._keys.add(seqs, kept)
         answers = self._answers(batch, labels, seqs)
-        taught = answers.teaching()
+        taught, closing = answers.teaching(), ~answers.late
+        counts = closing & ~np.isnan(answers.y)
+        keys, values = self._keys_for(answers, taught, counts)
         stood = late_means = None
         if self.means is not None:
-            keys = self._keys_of(taught.event, taught.late, [_MEANS])[_MEANS]
-            stood, late_means = self._read_means(kept[_MEANS], keys, seqs, clock, taught)
+            stood, late_means = self._read_means(kept[_MEANS], keys[_MEANS], seqs, clock, taught)
             X |= _named(self.means, stood)
         prepared = self.model.prepare(X)
         self._features.add(seqs, prepared)
-        closing = ~answers.late
         closed: Ints = np.searchsorted(answers.seq[closing], seqs)
         outstanding = self._open.count + np.arange(len(seqs)) - closed
         self._open.add(seqs, batch.event_time[events], stood)
@@ -309,9 +309,7 @@ class Progressive:
             self._run(self.model, order, seqs, prepared, rows, row, taught, outstanding)
         else:
             self._take_turns(order, seqs, clock, prepared, take(rows, row), taught, outstanding, closed)
-        counts = closing & ~np.isnan(answers.y)
         said = self._open.take(answers.event[counts])
-        values = self._keys_of(answers.event[counts], answers.late[counts], self._slices)
         return _Answered(
             *(
                 answers.seq[counts],
@@ -404,7 +402,7 @@ class Progressive:
                 "`headrace check`"
             )
         mine = (closing & known) | late
-        y, before = batch.y[labels][mine], np.where(late[mine], batch.y_before[labels][mine], np.nan)
+        y, before = batch.y[labels][mine], batch.y_before[labels][mine]
         return _Answers(
             seq=batch.label_seq[labels][mine],
             event=events[mine],
@@ -425,6 +423,15 @@ class Progressive:
         if self.means is not None:
             kept[_MEANS] = self.means.keys_of(X)
         return kept
+
+    def _keys_for(self, answers: _Answers, taught: _Answers, counts: Mask) -> tuple[Columns, Columns]:
+        """Keys of target means of the events whose labels teach, and slices of those whose labels count."""
+        means = () if self.means is None else (_MEANS,)
+        if taught is answers:  # looked up once for both
+            keys = self._keys_of(answers.event, answers.late, [*means, *self._slices])
+            return keys, {name: keys[name][counts] for name in self._slices}
+        slices = self._keys_of(answers.event[counts], answers.late[counts], self._slices)
+        return self._keys_of(taught.event, taught.late, means), slices
 
     def _keys_of(self, events: Ints, late: Mask, names: Sequence[str]) -> Columns:
         """Some columns of `_kept` of the events that labels answer."""
