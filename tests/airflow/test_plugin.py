@@ -53,9 +53,9 @@ def raced(registered: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         for version, loss in (("small-1", 0.5), ("small-2", 0.4)):
             registered.query(
                 "INSERT INTO headrace.epoch_metrics (stream, version, epoch, seq_first, seq_last, labels, positives, loss_sum,"
-                " loss_sq_sum, brier_sum, p_sum, clips, histogram, learned, unscored, cpu_seconds, peak_rss_bytes,"
+                " loss_sq_sum, brier_sum, p_sum, clips, histogram, learned, left_out, unscored, cpu_seconds, peak_rss_bytes,"
                 " event_time_first, event_time_last, mode, digest, engine) VALUES ('small', %s, %s, %s, %s, 100, 40, %s, 1, 20,"
-                " 42, 0, '', 100, 0, 1, 1, '2020-03-01Z', '2020-03-02Z', 'live', '', 't') RETURNING 1",
+                " 42, 0, '', 100, 0, 0, 1, 1, '2020-03-01Z', '2020-03-02Z', 'live', '', 't') RETURNING 1",
                 *(version, *at, 100 * (loss + 0.01 * (epoch % 3))),
             )
     for version, done in (("small-1", 20000), ("small-2", 14000)):

@@ -52,7 +52,7 @@ def lose_a_row() -> None:
         last = int(events[-1])
         fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
         shorter = {name: np.delete(fields[name], last) for name in ("commit", "op", "time", "y", "row")}
-        return dataclasses.replace(made, **shorter, key=[k for i, k in enumerate(made.key) if i != last])
+        return dataclasses.replace(made, **shorter, key=made.key.take(np.delete(np.arange(len(made.key)), last)))
 
     def written(*arguments: Any) -> Any:
         done = write(*arguments)
