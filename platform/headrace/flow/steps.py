@@ -42,25 +42,28 @@ class Room:
     """Where the kernel writes: events, labels, their values, segments, epochs."""
 
     def __init__(self) -> None:
-        self.arrays: tuple[Any, ...] = ()
-        self._sizes = (0, 0, 0)
+        self.arrays = _room(0, 0, 0)
 
-    def have(self, *sizes: int) -> None:
-        """Room for so many events, labels and segments."""
-        if any(wanted > there for wanted, there in zip(sizes, self._sizes, strict=True)):
-            events, labels, segments = self._sizes = tuple(map(max, sizes, self._sizes))  # type: ignore[assignment]
-            self.arrays = (
-                np.empty((events, 2), dtype=np.int64),
-                np.empty((labels, 5), dtype=np.int64),
-                np.empty((labels, 2)),
-                np.empty((segments, 4), dtype=np.int64),
-                np.empty((labels, 6), dtype=np.int64),
-            )
+    def have(self, *wanted: int) -> None:
+        """Room for so many events, labels and segments; what is there is lost."""
+        there = [len(self.arrays[place]) for place in (0, 1, 3)]
+        if any(more > size for more, size in zip(wanted, there, strict=True)):
+            self.arrays = _room(*map(max, wanted, there))
 
     def copies(self, events: int, labels: int, segments: int, epochs: int) -> tuple[Any, ...]:
         """What was written, in arrays of its own."""
         sizes = (events, labels, labels, segments, epochs)
         return tuple(array[:size].copy() for array, size in zip(self.arrays, sizes, strict=True))
+
+
+def _room(events: int, labels: int, segments: int) -> tuple[Any, ...]:
+    return (
+        np.empty((events, 2), dtype=np.int64),
+        np.empty((labels, 5), dtype=np.int64),
+        np.empty((labels, 2)),
+        np.empty((segments, 4), dtype=np.int64),
+        np.empty((labels, 6), dtype=np.int64),
+    )
 
 
 @kernel

@@ -26,11 +26,12 @@ from headrace.events import LogColumn, micros, moment
 from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import pack
 from headrace.flow.gate import Rows
-from headrace.flow.join import Join, Joined
+from headrace.flow.join import Join, Joined, new_join
 from headrace.flow.pgoutput import DELETE, INSERT, OLD, UPDATE, Changes, Messages, Session, parse
 from headrace.flow.pgtypes import BOOL, TIMESTAMPTZ
 from headrace.store import db, log, source
 from headrace.store.changes import PATIENCE, Large, Reader
+from headrace.store.copyboth import rehearse
 from headrace.store.leases import Lease
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,8 @@ def standing(conn: Connection, stream: Stream, columns: tuple[LogColumn, ...]) -
 
 
 def _rehearse(stream: Stream, columns: tuple[LogColumn, ...]) -> None:
-    """Take an event without values through decoder, gate and encoder, so that a take-over finds all kernels loaded."""
+    """Take an event without values from decoder to encoder, so that a take-over finds all kernels loaded."""
+    rehearse()
     types = {c.source: c.type_oid for c in columns}
     if stream.own_row:
         types |= {stream.label.label_time: TIMESTAMPTZ, stream.label.value.column: BOOL}
@@ -167,7 +169,9 @@ def _rehearse(stream: Stream, columns: tuple[LogColumn, ...]) -> None:
         struct.pack(">cbqqq", b"C", 0, 1, 2, 0),
     ]
     offsets = np.cumsum([0, *map(len, payloads)])
-    admission = admit(stream, columns, parse(b"".join(payloads), offsets, Session()))
+    messages = parse(b"".join(payloads), offsets, Session())
+    admission = admit(stream, columns, messages)
+    list(new_join(stream).run(admission.chunk(clocks(messages, stream)), lambda keys, before: {}))
     pack(admission.groups[0][1])
 
 

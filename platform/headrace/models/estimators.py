@@ -25,7 +25,7 @@ from headrace.definition.recipes import Recipe, default_members
 from headrace.definition.recipes import stack as stack_recipe
 from headrace.errors import ModelError
 from headrace.events import Columns
-from headrace.models import boosting, build, gbdt_lr, lightgbm, target_mean
+from headrace.models import boosting, build, gbdt_lr, lightgbm, recalibrated, target_mean
 from headrace.models.boosting import Ensemble
 from headrace.models.contract import Arrays, Floats, Model, Turns, take
 from headrace.models.ftrl import Ftrl
@@ -341,7 +341,9 @@ class LightGbmClassifier(TreesClassifier):
         How far and how fast the recalibration may move.
     """
 
-    def __init__(self, ensemble: Ensemble, scale: float = lightgbm.SCALE, restore: float = lightgbm.RESTORE) -> None:
+    def __init__(
+        self, ensemble: Ensemble, scale: float = recalibrated.SCALE, restore: float = recalibrated.RESTORE
+    ) -> None:
         self.scale, self.restore = scale, restore
         super().__init__(ensemble)
 

@@ -8,99 +8,18 @@ state; LightGBM itself is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headrace.definition.loss import Loss
 from headrace.errors import ModelError
-from headrace.events import Columns
 from headrace.models.boosting import Ensemble
-from headrace.models.contract import Arrays, Clock, Floats, Turns
 from headrace.models.influence import pull, reach_of
-from headrace.models.lightgbm import RESTORE, SCALE
+from headrace.models.recalibrated import RESTORE, SCALE, Recalibrated
 from headrace.models.text import kernel
 
 _CLIP = 8.0  # of z: one absurd row must not swing the calibration
-_NONE, _NO_EVENTS = np.empty(0), np.empty(0, dtype=np.int64)
-
-
-class LightGbmRegression:
-    """Boosted trees with a two-parameter linear recalibration.
-
-    z = clip((s - centre) / spread, ±8), x = (z, 1), w = (0, 0), P = v I, v = scale / sqrt(1 + D), D the mean number of
-    outstanding labels. At a label with the weights of then: e = pull(y - p) in units of the noise, see
-    `headrace.models.influence`; u = P x, d = 1 + weight x'u, w += weight u e / d, P -= (weight / d) u u', and each P_aa below
-    v gets restore v / (1 + D) back. At events D += (outstanding - D) / 1000.
-
-    Parameters
-    ----------
-    ensemble
-        The frozen trees.
-    scale, restore
-        How far and how fast the recalibration may move.
-    loss
-        What is learned.
-
-    Raises
-    ------
-    ModelError
-        The trees predict no numbers.
-    """
-
-    memo_width = 0
-
-    def __init__(self, ensemble: Ensemble, scale: float = SCALE, restore: float = RESTORE, *, loss: Loss) -> None:
-        if ensemble.target is None:
-            raise ModelError("found trees of a yes or no, expected trees that were trained on numbers")
-        self._ensemble = ensemble
-        target = ensemble.target
-        self._fixed = np.array([target.centre, target.spread, target.noise, reach_of(loss), restore])
-        start = scale / np.sqrt(1.0 + ensemble.outstanding)
-        # One array, so that a call of one row hands few arguments over: a, b, P_aa, P_ab, P_bb, D, v.
-        self._state = np.array([0.0, 0.0, start, 0.0, start, ensemble.outstanding, start])
-
-    def prepare(self, X: Columns) -> Columns:
-        """Return the trees' score of each row."""
-        return {"score": self._ensemble.trees.walk(self._ensemble.encoding.matrix(X))[1]}
-
-    def follow(self, turns: Turns, events: Columns, labels: Columns) -> tuple[Floats, Floats]:
-        """Predict events and learn labels, in their order; see `headrace.models.contract.Following`."""
-        p = np.empty(len(events["score"]))
-        _run(
-            turns.order, events["score"], turns.outstanding, labels["score"], turns.row, turns.y, turns.weight,
-            self._fixed, self._state, p,
-        )  # fmt: skip
-        return p, np.empty((len(p), 0))
-
-    def ask(self, X: Columns, clock: Clock, outstanding: int) -> tuple[Floats, Floats]:
-        """Predict n events; see `headrace.models.contract.Model`."""
-        p = self._predict(X["score"], outstanding, self._state)
-        return p, np.empty((len(p), 0))
-
-    def learn(self, X: Columns, y: Floats, memo: Floats, weight: Floats, clock: Clock) -> None:
-        """Learn n labels one after the other; a weight counts as that many equal labels in one step."""
-        rows = np.arange(len(y))
-        _run(~rows, _NONE, _NO_EVENTS, X["score"], rows, y, weight, self._fixed, self._state, _NONE)
-
-    def predict(self, X: Columns) -> Floats:
-        """Return float64[n] and change nothing."""
-        return self._predict(X["score"], 0, self._state.copy())
-
-    def _predict(self, score: Floats, outstanding: int, state: Floats) -> Floats:
-        p, rows = np.empty(len(score)), np.arange(len(score))
-        _run(rows, score, outstanding + rows, _NONE, _NO_EVENTS, _NONE, _NONE, self._fixed, state, p)
-        return p
-
-    def save(self) -> tuple[Arrays, dict[str, Any]]:
-        """Return the recalibration; the trees are an artifact of their own."""
-        return {"recalibration": self._state.copy()}, {}
-
-    def load(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
-        """Take over a saved recalibration."""
-        self._state = arrays["recalibration"].copy()
 
 
 @kernel
@@ -128,3 +47,35 @@ def _run(
         back = restore * start / (1.0 + delay)
         state[2] = paa + back if paa < start else paa
         state[4] = pbb + back if pbb < start else pbb
+
+
+class LightGbmRegression(Recalibrated):
+    """Boosted trees with a two-parameter linear recalibration.
+
+    z = clip((s - centre) / spread, ±8), x = (z, 1), w = (0, 0), P = v I, v = scale / sqrt(1 + D), D the mean number of
+    outstanding labels. At a label with the weights of then: e = pull(y - p) in units of the noise, see
+    `headrace.models.influence`; u = P x, d = 1 + weight x'u, w += weight u e / d, P -= (weight / d) u u', and each P_aa below
+    v gets restore v / (1 + D) back. At events D += (outstanding - D) / 1000.
+
+    Parameters
+    ----------
+    ensemble
+        The frozen trees.
+    scale, restore
+        How far and how fast the recalibration may move.
+    loss
+        What is learned.
+
+    Raises
+    ------
+    ModelError
+        The trees predict no numbers.
+    """
+
+    _kernel = staticmethod(_run)
+
+    def __init__(self, ensemble: Ensemble, scale: float = SCALE, restore: float = RESTORE, *, loss: Loss) -> None:
+        if (target := ensemble.target) is None:
+            raise ModelError("found trees of a yes or no, expected trees that were trained on numbers")
+        fixed = np.array([target.centre, target.spread, target.noise, reach_of(loss), restore])
+        super().__init__(ensemble, 0.0, scale, fixed)

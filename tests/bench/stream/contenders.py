@@ -1,4 +1,4 @@
-"""Who reads the slot: pg_recvlogical into nothing, headrace until the last label is learned and durable, and by hand."""
+"""Who reads the slot: pg_recvlogical into nothing, and headrace until the last label is learned and durable."""
 
 from __future__ import annotations
 
@@ -28,37 +28,35 @@ class Took:
         return {name: round(1e6 * seconds / self.changes, 2) for name, seconds in self.cpu.items()}
 
 
-def _walsender(stage: Stage) -> int | None:
-    pid = stage.ask(
-        "shop", "SELECT active_pid FROM pg_replication_slots WHERE slot_name IN ('limit', 'headrace_ads') AND active"
-    )
-    return None if pid is None else int(pid)
+def _walsender(stage: Stage, slot: str) -> tuple[int, float]:
+    """The process that sends from a slot, as soon as there is one, and when that was on the monotonic clock."""
+    pids: list[int] = []
+
+    def active() -> bool:
+        pid = stage.ask("shop", "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", (slot,))
+        pids[:] = [] if pid is None else [int(pid)]
+        return bool(pids)
+
+    began = stage.wait(active, pause=0.001)
+    return pids[0], began
 
 
 def limit(stage: Stage) -> Took:
     """pg_recvlogical drains the slot to /dev/null."""
     stage.fresh_slot("limit")
     options = ("proto_version=1", f"publication_names={stage.stream.publication}", "binary=true", "messages=true")
-    argv = [
-        str(find_binaries() / "pg_recvlogical"),
-        "-d",
-        stage.dsn("shop"),
-        "--slot",
-        "limit",
-        "--start",
-        "-f",
+    argv = [str(find_binaries() / "pg_recvlogical"), "--dbname", stage.dsn("shop"), "--slot", "limit", "--start"]
+    argv += [
+        "--file",
         "/dev/null",
+        "--endpos",
+        stage.end_lsn,
+        "--no-loop",
+        *(word for option in options for word in ("-o", option)),
     ]
-    argv += ["--endpos", stage.end_lsn, "--no-loop", *(word for option in options for word in ("-o", option))]
     process = subprocess.Popen(argv)
-    pids: list[int] = []
-
-    def active() -> bool:
-        pids[:] = [pid] if (pid := _walsender(stage)) else []
-        return bool(pids)
-
-    began = stage.wait(active, pause=0.001)
-    sender, spent, me = pids[0], 0.0, 0.0
+    sender, began = _walsender(stage, "limit")
+    spent = me = 0.0
     while process.poll() is None:
         spent, me = max(spent, cpu_of(sender)), max(me, cpu_of(process.pid))
         time.sleep(0.005)
@@ -69,37 +67,24 @@ def limit(stage: Stage) -> Took:
     return Took(seconds, stage.changes, {"walsender": spent, "pg_recvlogical": me})
 
 
-_BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datname = 'headrace'"
+_BACKEND = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datname = 'headrace'"
+_LEARNED = "SELECT coalesce(max(seq), 0) FROM headrace.checkpoints"
 
 
-def headrace(stage: Stage, versions: int = 1) -> Took:
-    """The intake starts at the slot; it ends when every version has learned the last label and made it durable."""
+def headrace(stage: Stage) -> Took:
+    """The intake starts at the slot; it ends when the last label is learned and durable."""
     stage.fresh_platform()
     stage.fresh_slot("headrace_ads")
-    learners = {f"ads-{n}": stage.start("learn", "ads", f"ads-{n}") for n in range(1, versions + 1)}
-    stage.wait(lambda: all(worker.says("learns from seq") for worker in learners.values()))
+    learner = stage.start("learn", "ads", "ads-1")
+    stage.wait(lambda: learner.says("learns from seq"))
     intake = stage.start("intake", "ads")
     goal = stage.ask("headrace", "SELECT seq FROM headrace.intake_positions", on=stage.platform) + stage.changes
-    sender: list[int] = []
-
-    def active() -> bool:
-        sender[:] = [pid] if (pid := _walsender(stage)) else []
-        return bool(sender)
-
-    began = stage.wait(active, pause=0.001)
-    pids = {"walsender": sender[0], "intake": intake.pid, "learner": learners["ads-1"].pid}
-    for name, application in (
-        ("intake's backend", "headrace intake ads"),
-        ("learner's backend", "headrace learn ads-1"),
-    ):
-        pid = stage.ask("postgres", _BACKENDS.replace("%s", f"'{application}'"), on=stage.platform)
-        pids[name] = int(pid)
+    sender, began = _walsender(stage, "headrace_ads")
+    pids = {"walsender": sender, "intake": intake.pid, "learner": learner.pid}
+    for role, doing in (("intake", "headrace intake ads"), ("learner", "headrace learn ads-1")):
+        pids[f"{role}'s backend"] = int(stage.ask("postgres", _BACKEND, (doing,), on=stage.platform))
     before = {name: cpu_of(pid) for name, pid in pids.items()}
-    learned = (
-        "SELECT count(*) FROM (SELECT max(seq) AS seq FROM headrace.checkpoints GROUP BY version) AS newest WHERE seq >= "
-        + str(goal)
-    )
-    ended = stage.wait(lambda: stage.ask("headrace", learned, on=stage.platform) >= versions, pause=0.01)
+    ended = stage.wait(lambda: stage.ask("headrace", _LEARNED, on=stage.platform) >= goal)
     cpu = {name: cpu_of(pid) - before[name] for name, pid in pids.items()}
     stage.end()
     return Took(ended - began, stage.changes, cpu)

@@ -7,8 +7,7 @@ of it. The platform's database is copied before each run from one that has the h
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 import psutil
 import psycopg2
+from tests.system.workers import Worker
 
 from headrace.cli.run import register
 from headrace.definition.load import load_file
@@ -46,15 +46,14 @@ stream = Stream(
         window=timedelta(days=1),
         if_missing="drop",
     ),
-    features=[category("site", "campaign", "device"), number({numbers})],
+    features=[category("site", "campaign", "device"), number("x", "y", "z")],
     champion=recipes.ftrl(),
-    challengers=[recipes.ftrl(name=f"ftrl_{{n}}", alpha=0.1 / n) for n in range(2, 6)],
-    policy=Policy(epoch_labels=500, epoch_time=timedelta(days=30), challenger_slots=4),
+    policy=Policy(epoch_labels=500, epoch_time=timedelta(days=30)),
 )
 '''
 _TABLES = """
 CREATE TABLE impressions (impression_id bigint PRIMARY KEY, shown_at timestamptz NOT NULL, site text, campaign text,
-    device text, {columns});
+    device text, x float8, y float8, z float8);
 CREATE TABLE outcomes (impression_id bigint PRIMARY KEY, clicked boolean, told_at timestamptz NOT NULL);
 CREATE PROCEDURE live(first bigint, last bigint, size int, lag bigint) LANGUAGE plpgsql AS $$
 DECLARE
@@ -63,7 +62,8 @@ BEGIN
     WHILE i <= last + lag LOOP  -- half of a transaction's rows are impressions, half outcomes of those `lag` before
         INSERT INTO impressions
             SELECT k, timestamptz '2026-01-01Z' + k * interval '10 ms', 'site ' || k * 7919 % 1000,
-                'campaign ' || k * 104729 % 5000, (ARRAY['phone', 'tablet', 'desktop'])[1 + k % 3], {values}
+                'campaign ' || k * 104729 % 5000, (ARRAY['phone', 'tablet', 'desktop'])[1 + k % 3], (k * 13 % 997) / 100.0,
+                (k * 15 % 997) / 100.0, (k * 17 % 997) / 100.0
             FROM generate_series(i, least(i + size - 1, last)) AS k;
         INSERT INTO outcomes
             SELECT k, (k * 7919 % 1000 + k * 31 % 97) % 11 = 0, timestamptz '2026-01-01Z' + (k + lag) * interval '10 ms'
@@ -79,7 +79,8 @@ BEGIN
     WHILE i <= last + lag LOOP
         IF i <= last THEN
             INSERT INTO impressions SELECT k, timestamptz '2026-01-01Z' + k * interval '10 ms', 'site ' || k * 7919 % 1000,
-                'campaign ' || k * 104729 % 5000, (ARRAY['phone', 'tablet', 'desktop'])[1 + k % 3], {values}
+                'campaign ' || k * 104729 % 5000, (ARRAY['phone', 'tablet', 'desktop'])[1 + k % 3], (k * 13 % 997) / 100.0,
+                (k * 15 % 997) / 100.0, (k * 17 % 997) / 100.0
                 FROM (SELECT i AS k) AS one;
             COMMIT;
         END IF;
@@ -96,65 +97,21 @@ END $$;
 Cpu = dict[str, float]
 
 
-def _columns(count: int) -> tuple[str, str, str]:
-    """Names for the definition, columns of the table, and their values."""
-    names = [f"x{n}" for n in range(count)]
-    return (
-        ", ".join(f'"{name}"' for name in names),
-        ", ".join(f"{name} float8" for name in names),
-        ", ".join(f"(k * {13 + 2 * n} % 997) / 100.0" for n in range(count)),
-    )
-
-
-class Worker:
-    """A headrace process."""
-
-    def __init__(self, environment: dict[str, str], folder: Path, *words: str) -> None:
-        self.log = folder / f"{'-'.join(words)}-{time.monotonic_ns()}.log"
-        with self.log.open("wb") as output:
-            argv = [sys.executable, "-P", "-m", "headrace", *words]
-            self._process = subprocess.Popen(argv, env=environment, cwd=folder, stdout=output, stderr=output)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def check(self) -> None:
-        """Raise if it has ended."""
-        if self._process.poll() is not None:
-            raise RuntimeError(self.log.read_text()[-2000:])
-
-    def says(self, text: str) -> bool:
-        return text in self.log.read_text()
-
-    def end(self) -> None:
-        self._process.terminate()
-        self._process.wait(30)
-
-
 @dataclass
 class Stage:
-    """Both servers, with the history imported and the slot `kept` before the changes.
-
-    Parameters
-    ----------
-    numbers
-        Numeric columns of an event.
-    """
+    """Both servers, with the history imported and the slot `kept` before the changes."""
 
     home: Path
     origin: EmbeddedPostgres
     platform: EmbeddedPostgres
-    numbers: int
     workers: list[Worker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.origin.create_database("shop")
         self.platform.create_database("headrace")
-        names, columns, values = _columns(self.numbers)
         (self.home / "streams").mkdir()
         file = self.home / "streams" / "ads.py"
-        file.write_text(_DEFINITION.format(numbers=names))
+        file.write_text(_DEFINITION)
         self.environment = os.environ | PINNED | {
             "HEADRACE_DSN": self.platform.dsn("headrace"),
             "HEADRACE_CONN_SHOP": self.origin.dsn("shop"),
@@ -162,7 +119,7 @@ class Stage:
             "HEADRACE_STREAMS": str(self.home / "streams"),
         }  # fmt: skip
         self.stream = load_file(file)
-        self.run("shop", _TABLES.format(columns=columns, values=values) + source.statements(self.stream, "postgres"))
+        self.run("shop", _TABLES + source.statements(self.stream, "postgres"))
         self.run("shop", "CALL live(1, %s, 100, 1000)", (HISTORY,))
         migrate(self.platform.dsn("headrace"))
         register(from_env(self.environment), self.platform.dsn("headrace"), ["ads"])
@@ -205,7 +162,7 @@ class Stage:
 
     def start(self, *words: str) -> Worker:
         """Start a headrace process."""
-        self.workers.append(Worker(self.environment, self.home, *words))
+        self.workers.append(Worker(self.home, self.environment, *words))
         return self.workers[-1]
 
     def end(self) -> None:
@@ -222,9 +179,9 @@ class Stage:
             with conn.cursor() as cursor:
                 cursor.execute(statement, values or None)
 
-    def ask(self, database: str, statement: str, on: EmbeddedPostgres | None = None) -> Any:
+    def ask(self, database: str, statement: str, values: Sequence[Any] = (), on: EmbeddedPostgres | None = None) -> Any:
         with closing(psycopg2.connect((on or self.origin).dsn(database))) as conn, conn.cursor() as cursor:
-            cursor.execute(statement)
+            cursor.execute(statement, values or None)
             row = cursor.fetchone()
             return row[0] if row else None
 
@@ -233,7 +190,8 @@ class Stage:
         until = time.monotonic() + seconds
         while not true():
             for worker in self.workers:
-                worker.check()
+                if worker.process.poll() is not None:
+                    raise RuntimeError(worker.log.read_text()[-2000:])
             if time.monotonic() > until:
                 raise RuntimeError(f"waited {seconds} s in vain")
             time.sleep(pause)
@@ -249,15 +207,13 @@ class Stage:
 
 
 @contextmanager
-def stage(numbers: int = 3) -> Iterator[Stage]:
+def stage() -> Iterator[Stage]:
     """Build one and take it down."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="headrace-stream-", dir="/tmp") as folder:
         home = Path(folder)
         home.chmod(0o755)
         with EmbeddedPostgres(home / "source") as origin, EmbeddedPostgres(home / "platform") as platform:
-            made = Stage(home, origin, platform, numbers)
+            made = Stage(home, origin, platform)
             try:
                 yield made
             finally:
