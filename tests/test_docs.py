@@ -204,6 +204,8 @@ def test_documented_defaults_of_the_policy_are_the_defaults() -> None:
     }
     defaults = {field.name: field.default for field in dataclasses.fields(stream.Policy)}
     assert shown == {name: plain(default) for name, default in defaults.items() if default not in (None, ())}
+    (table,) = re.findall(r"^\| field of `Policy`.*\n((?:\|.*\n)+)", page("docs/stream-definition.md"), re.MULTILINE)
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(defaults)
 
 
 def test_half_lives_are_the_documented_ones() -> None:

@@ -24,7 +24,7 @@ COMMENT ON COLUMN metrics.comparisons.blocks IS 'Blocks of whole epochs that the
 COMMENT ON COLUMN metrics.comparisons.loss_champion IS 'Champion''s mean loss over them.';
 COMMENT ON COLUMN metrics.comparisons.loss_challenger IS 'Challenger''s mean loss over them.';
 COMMENT ON COLUMN metrics.comparisons.gain IS 'Relative gain of the challenger: 0.02 is 2% lower loss.';
-COMMENT ON COLUMN metrics.comparisons.gain_low IS 'Lower end of its 95% confidence sequence, valid at every look.';
+COMMENT ON COLUMN metrics.comparisons.gain_low IS 'Lower end of its confidence sequence, valid at every look: a bound at the level of the verdict.';
 COMMENT ON COLUMN metrics.comparisons.gain_high IS 'Upper end of it.';
 COMMENT ON COLUMN metrics.comparisons.log_e IS 'Evidence so far: the natural logarithm of the e-process.';
 COMMENT ON COLUMN metrics.comparisons.log_e_needed IS 'What it must reach.';

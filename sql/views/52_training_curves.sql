@@ -8,5 +8,5 @@ COMMENT ON COLUMN metrics.training_curves.version IS 'Version that was trained.'
 COMMENT ON COLUMN metrics.training_curves.recipe IS 'Its recipe.';
 COMMENT ON COLUMN metrics.training_curves.iteration IS 'Number of trees, or of passes over the labels (others call them epochs), so far.';
 COMMENT ON COLUMN metrics.training_curves.learning_rate IS 'LightGBM''s learning rate; of passes the alpha of the newest shuffled one: the last pass of all follows the log at the recipe''s.';
-COMMENT ON COLUMN metrics.training_curves.loss_train IS 'Mean loss, the stream''s, over the labels that were trained on, as the model then was.';
+COMMENT ON COLUMN metrics.training_curves.loss_train IS 'Mean loss, the stream''s, over the labels that were trained on, as the model then was. With a negative_rate trees count the labels that teach, as they teach.';
 COMMENT ON COLUMN metrics.training_curves.loss_heldout IS 'Mean loss over the held-out end: by trees that stand still; after passes by the model that learns on there, each event predicted before its label came.';

@@ -170,6 +170,28 @@ def test_a_river_recipe_races_as_it_learns(tmp_path: Path) -> None:
     assert events > 2_000
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        recipes.calibrated(recipes.ftrl(), by=["place"]),
+        recipes.calibrated(recipes.lightgbm(), by=["place"]),
+        recipes.stack(members=[recipes.ftrl(), recipes.label_mean()]),
+        recipes.stack(members=[recipes.lightgbm(), recipes.gbdt_lr()], calibrate_by=["place"]),
+        recipes.stack(members=[recipes.lightgbm(), recipes.ftrl()], calibrate_by=["place"]),
+    ],
+    ids=lambda recipe: "+".join(member.name for member in recipe.members),
+)
+def test_a_stack_of_any_members_predicts_all_that_is_scored(found: Worth, recipe: recipes.Recipe) -> None:
+    """With trees, without any, and of one."""
+    past, trainings = found.race.past, found.race.trainings
+    walker = racing.Walker(past, racing.Entrant("hybrid", recipe), trainings)
+    for first, last in racing.bounds(past, trainings):
+        walker.turn(first)
+        walker.go(first, last, walker.prepared(first, last))
+    assert np.isfinite(walker.p[found.race.scored]).all()
+    assert found.race.sums(walker.p).mean_loss < 0.75
+
+
 def test_predictions_can_be_scored_again(found: Worth, tmp_path: Path) -> None:
     found.write_predictions(tmp_path / "p.parquet")
     rows, document = pyarrow.parquet.read_table(tmp_path / "p.parquet"), found.document()

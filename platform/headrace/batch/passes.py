@@ -118,7 +118,7 @@ class Training:
         n = len(self._labels.y)
         if self._model is None:
             self._model = self._make()
-            for rows in _pieces(np.arange(n)):
+            for rows in _pieces(np.flatnonzero(self._labels.weight)):
                 self._model.scale_by(self._prepared(self._model, rows), self._labels.y[rows])
         self._shuffled += 1
         with self._model.again(self.rate, ordered=False):
@@ -185,7 +185,7 @@ def fit(
     first, last
         Seqs: the held-out end begins at `first`, the window ends at `last`. Labels before `first` teach the first part.
     judged
-        bool[labels]: those whose losses tell, of the held-out end.
+        bool[labels]: those whose losses tell, of events of the held-out end: what waits when it begins, nobody predicted.
     loss
         The stream's: what is compared.
     corrected

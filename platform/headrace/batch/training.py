@@ -176,6 +176,8 @@ def _passes(recipe: Recipe, key: bytes, window: Window, first: int, cut: int, ju
 
     labels = Labels(window.X, window.label_row, window.label_seq, window.label_clock, window.y, window.weight)
     alpha, batch = recipe.params["alpha"], recipe.params["batch"]
-    done = passes.fit(make, alpha, batch, labels, window.walk(), first, cut, judged, loss, window.negatives.corrected)
+    # An event that waited when the held-out end began is predicted there, later than it came: it must not choose.
+    chooses = judged & (window.event_seq[window.label_row] >= first)
+    done = passes.fit(make, alpha, batch, labels, window.walk(), first, cut, chooses, loss, window.negatives.corrected)
     p = done.p[window.label_row[judged]]
     return Fitted(done.model, None, done.curve, done.best, p, {"passes": done.best})

@@ -501,7 +501,7 @@ class Progressive:
         y, clock, events, late = answers.y[part], answers.clock[part], answers.event[part], answers.late[part]
         memo, weight = (
             np.full((len(y), self.model.memo_width), np.nan),
-            self._negatives.weight(answers.importance[part]),
+            self._negatives.weight(answers.importance[part]).copy(),
         )
         if self.model.memo_width or self._on_late == "reweight":
             kept = self._open.take(events[~late])

@@ -63,7 +63,10 @@ class Curve:
 
 def freshness(past: Past, trainings: Sequence[Training], told: Told) -> Curve:
     """Follow the past once, with every interval that fits into its scored part three times."""
-    walker, start = Walker(past, Entrant("hybrid", recipes.stack()), trainings), trainings[1].entry
+    walker, start = (
+        Walker(past, Entrant("hybrid", recipes.stack(target_means=bool(past.means))), trainings),
+        trainings[1].entry,
+    )
     span = int(past.event_time[-1] - past.event_time[past.first])
     wanted = {NEVER: _FOREVER} | {name: every for name, every in INTERVALS.items() if 3 * every <= span}
     served = {name: Served(every, np.full(len(past.event_time), np.nan)) for name, every in wanted.items()}

@@ -65,13 +65,15 @@ class Entrant:
         return len(self.recipe.members) > 1
 
 
-def entrants(own: Sequence[Recipe] = (), keys: Sequence[str] = ()) -> list[Entrant]:
+def entrants(own: Sequence[Recipe] = (), keys: Sequence[str] = (), *, target_means: bool = True) -> list[Entrant]:
     """Who races: trees by themselves, what a stack is made of, a stream's own recipes; what has trees gets the race's.
 
     Parameters
     ----------
     keys
         Categories with target means, which a calibration layer goes by; without any there is none.
+    target_means
+        Whether models that learn online find such means: their learning rates are smaller then.
     """
     raw = 0.0  # the scale of a recalibration that never moves
     usual = [
@@ -79,7 +81,7 @@ def entrants(own: Sequence[Recipe] = (), keys: Sequence[str] = ()) -> list[Entra
         Entrant("batch", recipes.lightgbm(name="batch_scheduled", scale=raw)),
         Entrant("batch", recipes.lightgbm(name="batch_frozen_recalibrated"), retrains=False),
     ]
-    for member in recipes.default_members(target_means=bool(keys)):
+    for member in recipes.default_members(target_means=target_means):
         name = "batch_recalibrated" if member.kind == "lightgbm" else member.name
         usual.append(Entrant(_family(member), replace(member, name=name, target_means=True)))
     if keys:
@@ -174,7 +176,7 @@ def race(past: Past, own: Sequence[Recipe], told: Told, every: int | None = None
     """
     trainings = train_all(past, told, every)
     ran = []
-    for entrant in entrants(own, past.keys):
+    for entrant in entrants(own, past.keys, target_means=bool(past.means)):
         told(f"{entrant.name} goes over {len(past.event_time):,} events")
         ran.append(_run(past, entrant, trainings))
     late = past.label_row >= past.first
