@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.events import EpochRange, LabelKind
+from headrace.flow import steps
 from headrace.flow.join import Answer, Chunk, Counts, Epoch, Held, Join, Joined, Orphan, Past
 from headrace.flow.keys import Keys
 from headrace.flow.steps import NO_TIME, Op
@@ -421,6 +422,16 @@ def test_a_heartbeat_moves_the_clock(negative: bool) -> None:
     log = run([Commit((event("a", 0),)), Commit((), clock=WINDOW - 1), Commit((), clock=WINDOW)], negative=negative)
     assert log.segments[-1] == (2, 2, 2, WINDOW)
     assert log.counts.timeouts == 1
+
+
+def test_kernels_are_compiled_once_for_keys_from_anywhere() -> None:
+    """A second form of the same arrays would be compiled, or loaded, at the first chunk after a take-over."""
+    one, two = Keys.of([b"a", b"b"]), Keys.joined([Keys.of([b"a"]), Keys.of([b"b"])], np.array([1, 0]))
+    rows = np.arange(2)
+    for keys in (one, two, Keys.joined([one], np.array([1, 0]))):
+        op, y = np.array([Op.EVENT, Op.LABEL], dtype=np.int8), np.array([math.nan, 1.0])
+        list(new_join().run(Chunk(rows * 0, op, keys, rows, y, rows, np.array([NO_CLOCK])), lambda keys, before: {}))
+    assert len(steps.go.signatures) == 1  # type: ignore[attr-defined]
 
 
 def test_a_join_is_not_changed_by_asking() -> None:

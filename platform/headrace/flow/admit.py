@@ -24,7 +24,7 @@ from headrace.flow.keys import Keys
 from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
 from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.steps import NO_TIME, Op
-from headrace.flow.wire import Fields
+from headrace.flow.wire import Fields, as_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -384,7 +384,7 @@ class Admission:
 
 def _keys(fields: Fields, rows: Ints) -> Keys:
     """The keys of some rows."""
-    return Keys(fields.buffer, fields.start, fields.length).take(rows)
+    return Keys(as_bytes(fields.buffer), fields.start, fields.length).take(rows)
 
 
 def _moved(stretch: Stretch, key: str) -> Mask:

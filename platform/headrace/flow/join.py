@@ -19,8 +19,10 @@ without an event, a correction, a key that comes again while its event waits), w
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,7 @@ from headrace.flow.steps import (
     BEGIN,
     COMMIT,
     COMMIT_FIRST,
+    CORRECTIONS,
     DONE,
     EPOCH,
     EPOCH_CLOCK,
@@ -218,7 +221,7 @@ class Join:
         part: int = PART,
         held: int = HELD,
     ) -> None:
-        self.held: dict[Key, Held] = {}  # in order of deadline
+        self.held = OrderedDict[Key, Held]()  # in order of deadline; its first is found at once, whatever was before it
         self.window, self.partition = window, partition
         self._part, self._held_at_most = part, held
         self._timeout_y = 0.0 if negative else float("nan")
@@ -297,7 +300,7 @@ class Join:
 
     def resume(self, *, watermark: int, epoch: Epoch, held: dict[Key, Held]) -> None:
         """What the log says beside its entries."""
-        self._at[WATERMARK], self.epoch, self.held = watermark, epoch, held
+        self._at[WATERMARK], self.epoch, self.held = watermark, epoch, OrderedDict(held)
         self._mark_all()
 
     def remembers(self, key: Key) -> bool:
@@ -309,13 +312,14 @@ class Join:
 
         Changes of the chunk before `first` have been dealt with.
         """
-        key, op = chunk.key.take(slice(first, None)), chunk.op[first:]
-        parts, here = (key.hashes, key.buffer, key.start, key.length), Known()
-        strange = unknown(op, parts, self._known.arrays, here.arrays, False)
+        key, op = chunk.key, chunk.op[first:]
+        parts = (key.hashes[first:], key.buffer, key.start[first:], key.length[first:])
+        strange = unknown(op, parts, self._known.arrays, _NOTHING.arrays, False)
         if strange.any() and (op == Op.EVENT).any():  # perhaps of events of this chunk
-            here.room(len(key), int(key.length.sum()), 0)
+            here = Known()
+            here.room(len(op), int(key.length[first:].sum()), 0)
             strange &= unknown(op, parts, self._known.arrays, here.arrays, True)
-        asked = dict.fromkeys(key[row] for row in np.flatnonzero(strange).tolist())
+        asked = dict.fromkeys(key[row] for row in (first + np.flatnonzero(strange)).tolist())
         return [key for key in asked if key not in self.held]
 
     def run(self, chunk: Chunk, look_up: LookUp, *, goes_on: int | None = None) -> Iterator[Joined]:
@@ -332,9 +336,8 @@ class Join:
         past = _past(look_up(self.unknown_keys(chunk), self.remembers_from))
         bounds = np.searchsorted(chunk.commit, np.arange(len(chunk.commit_clock) + 1))
         self._at[[COMMIT, NEXT, PHASE]] = 0, 0, ROWS if self._at[COMMIT_FIRST] else BEGIN
-        out = Joined()
-        self._make_room(chunk)
-        while (stopped := self._go(chunk, bounds, past, goes_on)) != DONE:
+        out, entries = Joined(), self._entries(chunk, bounds, past, goes_on)
+        while (stopped := self._go(*entries)) != DONE:
             if stopped == RARE:
                 self._rare(out, chunk, past)
             elif stopped == FULL or not self._give_up_due(out):
@@ -343,21 +346,23 @@ class Join:
                 if self._forget():
                     done = int(bounds[self._at[COMMIT] + 1])
                     past = _past(look_up(self.unknown_keys(chunk, done), self.remembers_from))
-                self._make_room(chunk)
+                entries = self._entries(chunk, bounds, past, goes_on)
         yield self._taken(out)
         self._forget()
 
-    def _go(self, chunk: Chunk, bounds: Ints, past: _Past, goes_on: int | None) -> int:
+    def _entries(self, chunk: Chunk, bounds: Ints, past: _Past, goes_on: int | None) -> tuple[Any, Any, Any]:
+        """What the kernel is given until the part is full: no array grows before."""
+        self._make_room(chunk)
         key, more = chunk.key, (goes_on is not None, NO_TIME if goes_on is None else goes_on)
+        rules = (self.window, self.partition, self._epoch_labels, self._epoch_time, self._part, *more)
+        rows = (bounds, chunk.commit_clock, chunk.op, chunk.time, chunk.y, chunk.row)
+        parts = (key.hashes, key.buffer, key.start, key.length)
+        return rules, (*rows, parts), (self._known.arrays, past[1].arrays[:3], self._waiting.arrays, self._out.arrays)
+
+    def _go(self, rules: Any, rows: Any, tables: Any) -> int:
         earliest = next(iter(self.held.values())).deadline if self.held else NEVER
-        rules = (self.window, self.partition, self._epoch_labels, self._epoch_time, self._part, earliest, *more)
-        return int(
-            go(
-                self._at, rules, self._timeout_y, bounds, chunk.commit_clock, chunk.op, chunk.time, chunk.y, chunk.row,
-                (key.hashes, key.buffer, key.start, key.length), self._marks, self._known.arrays, past[1].arrays[:3],
-                self._waiting.arrays, self._out.arrays,
-            )
-        )  # fmt: skip
+        arguments = [self._at, rules, self._timeout_y, earliest, *rows, self._marks, *tables]
+        return int(go(*arguments))
 
     def _make_room(self, chunk: Chunk) -> None:
         """For all that the kernel may add before the part is full, or the chunk at its end."""
@@ -371,9 +376,9 @@ class Join:
         made = self._at[[EVENTS, LABELS, SEGMENTS, EPOCHS]].tolist()
         out.events, out.labels, out.values, out.segments, epochs = self._out.copies(*made)
         out.epochs = [EpochRange(*epoch) for epoch in epochs.tolist()]
-        labels, ignored, timeouts = self._at[[OBSERVED, IGNORED, TIMEOUTS]].tolist()
-        out.counts += Counts(events=made[0], labels=labels, ignored=ignored, timeouts=timeouts)
-        self._at[[EVENTS, LABELS, SEGMENTS, EPOCHS, OBSERVED, IGNORED, TIMEOUTS]] = 0
+        labels, corrections, ignored, timeouts = self._at[[OBSERVED, CORRECTIONS, IGNORED, TIMEOUTS]].tolist()
+        out.counts += Counts(events=made[0], labels=labels, corrections=corrections, ignored=ignored, timeouts=timeouts)
+        self._at[EVENTS:WIDTH] = 0
         return out
 
     def _rare(self, out: Joined, chunk: Chunk, past: _Past) -> None:
@@ -396,21 +401,22 @@ class Join:
             self._at[REFUSED] = row
             return
         enter_event(self._at, row, self._waiting.arrays, self._out.arrays)
-        self._known.add(keys, at, self.seq)
+        self._known.put(keys, at, self.seq)
         if (key := keys[at]) in self.held:
-            label = self._release(out, key)
+            label = self._release(out, key, int(keys.hashes[at]))
             self._at[OBSERVED] += 1
             self._label(self.seq, LabelKind.OBSERVED, label.y, float("nan"), 0, label.time)
 
     def _answer(self, out: Joined, keys: Keys, at: int, y: float, time: int, commit: int, past: _Past) -> None:
-        """A label of an event that does not wait, or is not known."""
+        """A label of an event that is not known, or whose last answer lies in older partitions."""
         key, seq = keys[at], self._known.find(keys, at)
         if seq < 0 and key in past[0]:
             seq = past[0][key].seq
         if seq < 0:
-            self._hold(out, key, y, time, commit)
+            self._hold(out, key, int(keys.hashes[at]), y, time, commit)
             return
-        before = self._last_answer(key, seq, past)
+        before = past[0][key].answer
+        assert before is not None  # an event that does not wait has one
         no_value = y != y
         if (no_value and before.timed_out) or (not before.timed_out and _same(y, before.y)):
             out.counts.ignored += 1  # nothing new
@@ -419,17 +425,16 @@ class Join:
         self._label(seq, LabelKind.CORRECTION, y, before.y, before.seq, time)
 
     def _label(self, event: int, kind: LabelKind, y: float, before: float, corrects: int, time: int) -> None:
-        self._known.room(0, 0, 1)
         enter_label(
             self._at, event, int(kind), y, before, corrects, time, self._epoch_labels, self._epoch_time, self._known.arrays,
             self._waiting.arrays, self._out.arrays,
         )  # fmt: skip
 
-    def _hold(self, out: Joined, key: Key, y: float, time: int, commit: int) -> None:
+    def _hold(self, out: Joined, key: Key, hashed: int, y: float, time: int, commit: int) -> None:
         known = self.held.get(key)
         if y != y:
             if known is not None:
-                self._release(out, key)
+                self._release(out, key, hashed)
                 out.counts.ignored += 1
             out.counts.ignored += 1
             return
@@ -439,24 +444,24 @@ class Join:
         self.held[key] = Held(y, time, deadline)
         out.held[key] = (commit, self.held[key])
         if known is None:
-            self._mark(key)
+            self._mark(hashed)
         if len(self.held) > self._held_at_most:
             self._give_up(out, commit, crowded=True)
 
-    def _release(self, out: Joined, key: Key) -> Held:
+    def _release(self, out: Joined, key: Key, hashed: int) -> Held:
         """Take a label that waits; it may be stored, or of this chunk, or both when this chunk changed it."""
         out.held.pop(key, None)
         out.released.append(key)
         out.counts.held -= 1
-        self._marks[_mark_of(key, self._marks)] -= 1
+        self._marks[hashed & (len(self._marks) - 1)] -= 1
         return self.held.pop(key)
 
-    def _mark(self, key: Key) -> None:
-        """Let the kernel stop at an event with this key."""
+    def _mark(self, hashed: int) -> None:
+        """Let the kernel stop at an event with the key that was held last."""
         if 2 * len(self.held) > len(self._marks):
             self._mark_all()
         else:
-            self._marks[_mark_of(key, self._marks)] += 1
+            self._marks[hashed & (len(self._marks) - 1)] += 1
 
     def _mark_all(self) -> None:
         size = 1 << (4 * len(self.held)).bit_length() if self.held else 1
@@ -476,17 +481,9 @@ class Join:
     def _give_up(self, out: Joined, commit: int, *, crowded: bool) -> None:
         """The label that waits longest for its event."""
         key = next(iter(self.held))
-        out.orphans.append(Orphan(key, self._release(out, key), commit, crowded))
+        hashed = int(Keys.of([key]).hashes[0])
+        out.orphans.append(Orphan(key, self._release(out, key, hashed), commit, crowded))
         out.counts.quarantined += 1
-
-    def _last_answer(self, key: Key, event: int, past: _Past) -> Answer:
-        """What is known of an event that does not wait any more."""
-        if (known := self._known.answer(event)) is not None:
-            packed, y = known
-            return Answer(packed // 2, y, timed_out=packed % 2 == 1)
-        answer = past[0][key].answer
-        assert answer is not None  # an event that does not wait has one
-        return answer
 
     def _partition_of(self, seq: int) -> int:
         return seq // self.partition * self.partition
@@ -517,16 +514,29 @@ def _same(a: float, b: float) -> bool:
     return a == b or (a != a and b != b)
 
 
-def _mark_of(key: Key, marks: NDArray[np.uint32]) -> int:
-    return int(Keys.of([key]).hashes[0] & np.uint64(len(marks) - 1))
-
-
 _Past = tuple[Mapping[Key, Past], Known]
+
+
+_NOTHING = Known()
 
 
 def _past(found: Mapping[Key, Past]) -> _Past:
     """What was looked up, for the kernel as well."""
+    if not found:
+        return found, _NOTHING
     known = Known()
-    if found:
-        known.add_all(Keys.of(found), np.array([past.seq for past in found.values()], dtype=np.int64))
+    known.add_all(Keys.of(found), np.array([past.seq for past in found.values()], dtype=np.int64))
     return found, known
+
+
+def rehearse() -> None:
+    """Have all kernels compiled, or loaded: a label before its event, one that changes, time-outs, and a partition that turns."""
+    join = Join(window=1, negative=True, epoch_labels=2, epoch_time=1, partition=2)
+    keys, op = Keys.of([b"a", b"a", b"a", b"b", b"c"]), [Op.LABEL, Op.EVENT, Op.LABEL, Op.EVENT, Op.EVENT]
+    rows, y = np.arange(5), np.array([1.0, np.nan, 0.0, np.nan, np.nan])
+    commit_clock = np.array([NO_TIME, 9])
+    list(
+        join.run(
+            Chunk(rows * 0, np.array(op, dtype=np.int8), keys, rows, y, rows, commit_clock), lambda keys, before: {}
+        )
+    )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.flow.wire import as_bytes
 from headrace.models.text import hash_bytes, kernel, mix64
 
 Ints = NDArray[np.int64]
@@ -26,7 +27,7 @@ class Keys:
     Attributes
     ----------
     buffer
-        uint8[bytes].
+        uint8[bytes], read-only.
     start, length
         int64[n], int32[n]: where each one's bytes lie; none is missing.
     """
@@ -45,7 +46,7 @@ class Keys:
         """
         parts = list(keys)
         length = np.array([len(part) for part in parts], dtype=np.int32)
-        return cls(np.frombuffer(b"".join(parts), dtype=np.uint8), np.cumsum(length, dtype=np.int64) - length, length)
+        return cls(as_bytes(b"".join(parts)), np.cumsum(length, dtype=np.int64) - length, length)
 
     @classmethod
     def joined(cls, parts: Sequence[Keys], order: NDArray[np.intp]) -> Keys:
@@ -59,7 +60,7 @@ class Keys:
         for part in parts:
             _copy(part.buffer, part.start, part.length, start[first : first + len(part)], buffer)
             first += len(part)
-        return cls(buffer, start[order], length[order])
+        return cls(as_bytes(buffer), start[order], length[order])
 
     def take(self, rows: slice | NDArray[Any]) -> Keys:
         """Some of them; their bytes are shared."""
@@ -171,12 +172,12 @@ class Known:
         key = keys.hashes[row], keys.buffer, keys.start[row], np.int64(keys.length[row])
         return int(find(*key, self.slots, self.events, self.arena))
 
-    def add(self, keys: Keys, row: int, seq: int) -> None:
-        """Remember an event."""
-        self.room(1, int(keys.length[row]), 0)
+    def put(self, keys: Keys, row: int, seq: int) -> None:
+        """Remember an event; there is room."""
+        one = slice(row, row + 1)
         _put_all(
-            keys.hashes[row : row + 1], keys.buffer, keys.start[row : row + 1], keys.length[row : row + 1], np.array([seq]),
-            self.slots, self.events, self.arena, self.count,
+            keys.hashes[one], keys.buffer, keys.start[one], keys.length[one], np.array([seq]), self.slots, self.events,
+            self.arena, self.count,
         )  # fmt: skip
 
     def add_all(self, keys: Keys, seqs: Ints) -> None:
@@ -185,11 +186,6 @@ class Known:
         _put_all(
             keys.hashes, keys.buffer, keys.start, keys.length, seqs, self.slots, self.events, self.arena, self.count
         )
-
-    def answer(self, event: int) -> tuple[int, float] | None:
-        """An event's newest answer: twice its label's seq, odd for a time-out, and its value."""
-        slot = int(_slot(event, self.answered))
-        return (int(self.answered[slot, 1]), float(self.y[slot])) if self.answered[slot, 0] else None
 
     def put_answers(self, events: Ints, packed: Ints, y: NDArray[np.float64]) -> None:
         """An event's newest answer, of several in order."""
@@ -296,7 +292,8 @@ def _move_events(
 
 
 @kernel
-def _slot(event: Any, answered: Any) -> Any:
+def answer_slot(event: Any, answered: Any) -> Any:
+    """The slot of an event's answer, or the empty one where it would be."""
     mask = np.uint64(answered.shape[0] - 1)
     slot = mix64(np.uint64(event)) & mask
     while answered[slot, 0] != event and answered[slot, 0] != 0:
@@ -307,7 +304,7 @@ def _slot(event: Any, answered: Any) -> Any:
 @kernel
 def put_answer(event: Any, packed: Any, value: Any, answered: Any, y: Any, count: Any) -> None:
     """An event's newest answer; there is room."""
-    slot = _slot(event, answered)
+    slot = answer_slot(event, answered)
     if answered[slot, 0] == 0:
         answered[slot, 0] = event
         count[ANSWERS] += 1

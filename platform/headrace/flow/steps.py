@@ -13,7 +13,7 @@ import numpy as np
 
 from headrace.events import LabelKind
 from headrace.flow import waiting
-from headrace.flow.keys import find, put, put_answer
+from headrace.flow.keys import answer_slot, find, put, put_answer
 from headrace.models.text import kernel
 
 NO_TIME = -(2**63)  # a deleted label has no time of its own: it gets the watermark
@@ -30,7 +30,7 @@ class Op(IntEnum):
 # Places of the state: the log's; where in a chunk the join is; what it has made of it.
 SEQ, WATERMARK, REMEMBERED, COMMIT_FIRST, EPOCH, EPOCH_FIRST, EPOCH_LABELS, EPOCH_CLOCK = range(8)
 COMMIT, NEXT, PHASE, REFUSED = range(8, 12)
-EVENTS, LABELS, SEGMENTS, EPOCHS, OBSERVED, IGNORED, TIMEOUTS, WIDTH = range(12, 20)
+EVENTS, LABELS, SEGMENTS, EPOCHS, OBSERVED, CORRECTIONS, IGNORED, TIMEOUTS, WIDTH = range(12, 21)
 BEGIN, ROWS, TIME_OUTS = range(3)  # phases of a commit
 DONE, RARE, FULL, HELD_DUE = range(4)  # why the kernel stopped
 _OP_EVENT, _OP_LABEL = int(Op.EVENT), int(Op.LABEL)
@@ -132,6 +132,22 @@ def _begin(at: Any, first: Any, last: Any, reach: Any, times: Any, waiting_array
 
 
 @kernel
+def _correct(at: Any, rules: Any, event: Any, y: Any, time: Any, known: Any, waiting_arrays: Any, out: Any) -> Any:
+    """Another answer to an event that has one; whether that one is known here."""
+    slot = answer_slot(event, known[3])
+    if known[3][slot, 0] == 0:
+        return False
+    packed, before = known[3][slot, 1], known[4][slot]
+    timed_out = packed & 1 == 1
+    if (timed_out and y != y) or (not timed_out and (y == before or (y != y and before != before))):
+        at[IGNORED] += 1  # nothing new
+        return True
+    at[CORRECTIONS] += 1
+    enter_label(at, event, _CORRECTION, y, before, packed >> 1, time, rules[2], rules[3], known, waiting_arrays, out)
+    return True
+
+
+@kernel
 def _change(
     at: Any, rules: Any, i: Any, op: Any, times: Any, ys: Any, row: Any, key: Any, marks: Any, known: Any, past: Any,
     waiting_arrays: Any, out: Any,
@@ -151,20 +167,22 @@ def _change(
         return True
     if seq < 0:
         seq = find(h, key[1], start, length, past[0], past[1], past[2])
-    if seq < 0 or not waiting.waits_for(seq, waiting_arrays[0], waiting_arrays[2]):
+    if seq < 0:
         return False
     y = ys[i] if op == _OP_LABEL else np.nan
+    time = at[WATERMARK] if times[i] == NO_TIME else times[i]
+    if not waiting.waits_for(seq, waiting_arrays[0], waiting_arrays[2]):
+        return _correct(at, rules, seq, y, time, known, waiting_arrays, out)
     if y != y:
         at[IGNORED] += 1  # no value is what an event that waits has
         return True
     at[OBSERVED] += 1
-    time = at[WATERMARK] if times[i] == NO_TIME else times[i]
     enter_label(at, seq, _IS_OBSERVED, y, np.nan, 0, time, rules[2], rules[3], known, waiting_arrays, out)
     return True
 
 
 @kernel
-def _time_out(at: Any, rules: Any, timeout_y: Any, known: Any, waiting_arrays: Any, out: Any) -> Any:
+def _time_out(at: Any, rules: Any, timeout_y: Any, earliest: Any, known: Any, waiting_arrays: Any, out: Any) -> Any:
     """Close what has waited long enough; `FULL` when the part is, `HELD_DUE` when labels have waited for their event."""
     while True:
         seq = waiting.oldest(waiting_arrays[0], waiting_arrays[2])
@@ -177,22 +195,22 @@ def _time_out(at: Any, rules: Any, timeout_y: Any, known: Any, waiting_arrays: A
             return FULL
         at[TIMEOUTS] += 1
         enter_label(at, seq, _TIMEOUT, timeout_y, np.nan, 0, deadline, rules[2], rules[3], known, waiting_arrays, out)
-    return HELD_DUE if rules[5] <= at[WATERMARK] else DONE
+    return HELD_DUE if earliest <= at[WATERMARK] else DONE
 
 
 @kernel
 def go(
-    at: Any, rules: Any, timeout_y: Any, bounds: Any, commit_clock: Any, op: Any, times: Any, ys: Any, rows: Any, key: Any,
-    marks: Any, known: Any, past: Any, waiting_arrays: Any, out: Any,
+    at: Any, rules: Any, timeout_y: Any, earliest: Any, bounds: Any, commit_clock: Any, op: Any, times: Any, ys: Any,
+    rows: Any, key: Any, marks: Any, known: Any, past: Any, waiting_arrays: Any, out: Any,
 ) -> Any:  # fmt: skip
     """Go on with a chunk: to its end, or to where somebody else must do something."""
     last = commit_clock.size - 1
     while at[COMMIT] <= last:
         commit = at[COMMIT]
-        goes_on = rules[6] and commit == last
+        goes_on = rules[5] and commit == last
         if at[PHASE] == BEGIN:
             if goes_on:
-                _begin(at, 0, 0, rules[7], times, waiting_arrays)
+                _begin(at, 0, 0, rules[6], times, waiting_arrays)
             else:
                 _begin(at, bounds[commit], bounds[commit + 1], commit_clock[commit], times, waiting_arrays)
             at[PHASE], at[NEXT] = ROWS, bounds[commit]
@@ -205,7 +223,7 @@ def go(
             if goes_on:
                 return DONE
             at[PHASE] = TIME_OUTS
-        stopped = _time_out(at, rules, timeout_y, known, waiting_arrays, out)
+        stopped = _time_out(at, rules, timeout_y, earliest, known, waiting_arrays, out)
         if stopped != DONE:
             return stopped
         if at[SEQ] >= at[COMMIT_FIRST]:

@@ -1,7 +1,8 @@
 """Which events wait for their label, and since when: what a label window of months costs.
 
 One byte for each entry since the oldest event that waits, and 16 for each commit that moved the watermark, both up to a
-quarter more as the arrays grow. It knows no keys and does no I/O. Kernels work on its arrays.
+half more: arrays grow by a quarter, and an eighth of them may wait to be cut off. It knows no keys and does no I/O.
+Kernels work on its arrays.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Waiting:
 
     def _cut(self) -> None:
         head, length = int(self.state[HEAD]), int(self.state[LENGTH])
-        if head >= _WASTE and 2 * head >= length:
+        if head >= max(_WASTE, length // 8):
             self.waits[: length - head] = self.waits[head:length].copy()
             self.waits[length - head : length] = 0
             self.state[[FIRST, LENGTH, HEAD]] = self.state[FIRST] + head, length - head, 0
@@ -78,19 +79,10 @@ class Waiting:
             self.clocks[: count - known] = self.clocks[known:count].copy()
             self.state[CLOCKS] = count - known
 
-    def enter(self, waits: bool) -> None:
-        """The log's next entry."""
-        self.room(1, 0)
-        enter(waits, self.waits, self.state)
-
     def clock(self, seq: int, watermark: int) -> None:
         """Entries from `seq` on come with this watermark."""
         self.room(0, 1)
         clock(seq, watermark, self.clocks, self.state)
-
-    def close(self, seq: int) -> None:
-        """Its label came."""
-        close(seq, self.waits, self.state)
 
     def oldest(self) -> tuple[int, int] | None:
         """(seq, watermark when it entered) of the event that waits longest."""
@@ -99,6 +91,7 @@ class Waiting:
 
     def follow(self, last: int, events: NDArray[np.int64], answered: NDArray[np.int64]) -> None:
         """Entries up to `last`: the events among them, and the events that their labels close."""
+        oldest(self.waits, self.state)  # what waits no more can go
         first = int(self.state[FIRST])
         self.room(last + 1 - first - int(self.state[LENGTH]), 0)
         first = int(self.state[FIRST])  # what waits no more may have been cut off

@@ -26,12 +26,11 @@ from headrace.events import LogColumn, micros, moment
 from headrace.flow.admit import Admission, Stretch
 from headrace.flow.copybinary import pack
 from headrace.flow.gate import Rows
-from headrace.flow.join import Join, Joined, new_join
+from headrace.flow.join import Join, Joined, rehearse
 from headrace.flow.pgoutput import DELETE, INSERT, OLD, UPDATE, Changes, Messages, Session, parse
 from headrace.flow.pgtypes import BOOL, TIMESTAMPTZ
-from headrace.store import db, log, source
+from headrace.store import copyboth, db, log, source
 from headrace.store.changes import PATIENCE, Large, Reader
-from headrace.store.copyboth import rehearse
 from headrace.store.leases import Lease
 
 logger = logging.getLogger(__name__)
@@ -156,6 +155,7 @@ def standing(conn: Connection, stream: Stream, columns: tuple[LogColumn, ...]) -
 
 def _rehearse(stream: Stream, columns: tuple[LogColumn, ...]) -> None:
     """Take an event without values from decoder to encoder, so that a take-over finds all kernels loaded."""
+    copyboth.rehearse()
     rehearse()
     types = {c.source: c.type_oid for c in columns}
     if stream.own_row:
@@ -171,7 +171,7 @@ def _rehearse(stream: Stream, columns: tuple[LogColumn, ...]) -> None:
     offsets = np.cumsum([0, *map(len, payloads)])
     messages = parse(b"".join(payloads), offsets, Session())
     admission = admit(stream, columns, messages)
-    list(new_join(stream).run(admission.chunk(clocks(messages, stream)), lambda keys, before: {}))
+    admission.chunk(clocks(messages, stream))
     pack(admission.groups[0][1])
 
 

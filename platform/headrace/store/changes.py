@@ -45,7 +45,7 @@ class Large:
         """The next messages, one after the other, and where each begins and the last ends."""
         if len(payloads):
             self._parts.append(offsets)
-            self._file.write(payloads.tobytes())
+            self._file.write(payloads.data)
 
     def parts(self) -> Iterator[tuple[Messages, bool]]:
         """The messages, a chunk at a time, and whether it is the last one."""

@@ -33,6 +33,7 @@ _HEADER = 25  # bytes of a data message before its payload
 _COMMIT, _MESSAGE = ord("C"), ord("M")
 _SQLSTATE = ord("C")
 _KEEPALIVE_BYTES = 18
+_KEPT = 1 << 24  # bytes of an inbox that it does not give back
 _LOOKED_AT = 25_000  # messages of other programs that are passed over before the caller is asked whether to go on
 
 NOTHING, FULL, COMMITTED, KEEPALIVE, PASSED, _GROW, _ENDED = range(7)
@@ -92,15 +93,21 @@ class Inbox:
         self.buffer[:left] = self.buffer[cut : self.size].copy()
         self.ends[: self.count - count] = self.ends[count : self.count] - cut
         self.at[:3] = self.count - count, left, max(self.whole - count, 0)
+        if len(self.buffer) > _KEPT >= 2 * left:  # after a row of many megabytes
+            self._have(_KEPT)
         return payloads, offsets
 
     def grow(self) -> None:
-        """Room for more."""
-        buffer = np.empty(max(2 * len(self.buffer), self.size + int(self.at[4])), dtype=np.uint8)
+        """Room for the message that found none."""
+        if self.count == len(self.ends):
+            self.ends = np.concatenate([self.ends, np.zeros_like(self.ends)])
+        if (wanted := self.size + int(self.at[4])) > len(self.buffer):
+            self._have(max(2 * len(self.buffer), wanted))
+
+    def _have(self, size: int) -> None:
+        buffer = np.empty(size, dtype=np.uint8)
         buffer[: self.size] = self.buffer[: self.size]
-        ends = np.zeros(2 * len(self.ends), dtype=np.int64)
-        ends[: self.count] = self.ends[: self.count]
-        self.buffer, self.ends = buffer, ends
+        self.buffer = buffer
 
 
 class CopyBoth:
@@ -278,7 +285,7 @@ def _drain(
         at[4] = 0
         pointer = np.uint64(at[3])
         message = _array(_bytes_at(pointer), (np.int64(length),))
-        if message[0] != _DATA:
+        if message[0] != _DATA or length < _HEADER + 1:
             for k in range(min(np.int64(length), keepalive.size)):
                 keepalive[k] = message[k]
             _call(free, pointer, null, np.int32(0))

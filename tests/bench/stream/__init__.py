@@ -26,8 +26,10 @@ def run(changes: int = CHANGES, runs: int = RUNS) -> dict[str, Any]:
             on.fill(changes, size=size)
             result["settings"] = on.settings()
             drained = [limit(on) for _ in range(runs)]
-            took = [headrace(on) for _ in range(runs)]
-            audit = _audit(on)
+            took = []
+            for _ in range(runs):
+                took.append(headrace(on))
+                audit = _audit(on)
         speed, fastest = (statistics.median(t.per_second for t in each) for each in (took, drained))
         found = {
             "limit_changes_s": round(fastest),
@@ -51,7 +53,13 @@ def _middle(took: list[Took]) -> dict[str, float]:
 
 
 def _audit(on: Stage) -> dict[str, int]:
-    """What was sent, and what has come of it."""
+    """What was sent, and what has come of it.
+
+    Raises
+    ------
+    RuntimeError
+        Something was lost, or came twice.
+    """
     asked = {
         "entries_logged": "SELECT count(*) FROM ads.events e FULL JOIN ads.labels l USING (seq)",
         "labels_learned": "SELECT sum(learned) FROM headrace.epoch_metrics WHERE version = 'ads-1'",
@@ -60,4 +68,7 @@ def _audit(on: Stage) -> dict[str, int]:
     before = int(on.ask("base", "SELECT seq FROM headrace.intake_positions", on=on.platform))
     found["entries_logged"] -= before
     found["labels_learned"] -= before // 2
-    return {"changes_sent": on.changes, "labels_sent": on.changes // 2, **found}
+    audit = {"changes_sent": on.changes, "labels_sent": on.changes // 2, **found}
+    if (audit["changes_sent"], audit["labels_sent"]) != (audit["entries_logged"], audit["labels_learned"]):
+        raise RuntimeError(f"not all that was sent has come, or not once: {audit}")
+    return audit

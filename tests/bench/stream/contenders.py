@@ -84,7 +84,7 @@ def headrace(stage: Stage) -> Took:
     for role, doing in (("intake", "headrace intake ads"), ("learner", "headrace learn ads-1")):
         pids[f"{role}'s backend"] = int(stage.ask("postgres", _BACKEND, (doing,), on=stage.platform))
     before = {name: cpu_of(pid) for name, pid in pids.items()}
-    ended = stage.wait(lambda: stage.ask("headrace", _LEARNED, on=stage.platform) >= goal)
+    ended = stage.wait(lambda: stage.ask("headrace", _LEARNED, on=stage.platform) >= goal, pause=0.1)
     cpu = {name: cpu_of(pid) - before[name] for name, pid in pids.items()}
     stage.end()
     return Took(ended - began, stage.changes, cpu)
