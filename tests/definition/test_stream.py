@@ -194,6 +194,19 @@ MISTAKES: list[tuple[Callable[[Stream], Stream], str]] = [
         lambda s: replace(s, challengers=[recipes.calibrated(s.champion, by=["colour"])]),
         "member 'river' is of kind river, expected",
     ),
+    (
+        lambda s: replace(s, challengers=[recipes.stack(calibrate_by=["colour", "colour"])]),
+        "recipes: 'stack': found calibrate_by=colour, colour, expected each category once",
+    ),
+    (
+        lambda s: replace(s, challengers=[recipes.ftrl(alpha="much")]),
+        "'ftrl': found alpha=much, expected a positive number",
+    ),  # type: ignore[arg-type]
+    (lambda s: replace(s, challengers=[recipes.lightgbm(boosting="rf")]), "found boosting='rf', expected 'gbdt'"),
+    (
+        lambda s: replace(s, challengers=[recipes.lightgbm(scale=-1.0)]),
+        "'lightgbm': found scale=-1.0, expected 0 or more",
+    ),
     (lambda s: _stacked(s, recipes.lightgbm(num_leaves=7)), "member 'lightgbm' sets num_leaves, but the trees"),
     (lambda s: _stacked(s, recipes.label_mean(labels=0)), "member 'label_mean': found labels=0, expected at least 1"),
     (lambda s: _stacked(s, recipes.gbdt_lr(), recipes.gbdt_lr(name="b", table_bits=9)), "gbdt_lr differ in table_bits"),

@@ -14,6 +14,7 @@ from tests.bench.oracles import Seen, Vw
 
 from headrace.definition import recipes
 from headrace.errors import ModelError
+from headrace.flow.scores import log_loss
 from headrace.models.build import fresh
 from headrace.models.checks import check_model
 from headrace.models.contract import Floats, Sequential, take
@@ -273,3 +274,45 @@ def test_mistakes_are_named(stream: Make) -> None:
         model.prepare({"carrier": X["carrier"]})
     with pytest.raises(ModelError, match="found 300 categories and 0 numbers for FTRL, expected at most 250 and 4096"):
         Ftrl().prepare({f"c{i}": X["carrier"] for i in range(300)})
+
+
+def noisy(n: int, seed: int) -> tuple[Floats, Floats]:
+    """A number, and labels whose logit is twice it."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=n)
+    return x, (random.random(n) < 1 / (1 + np.exp(-2 * x))).astype(np.float64)
+
+
+def learned(x: Floats, y: Floats) -> Floats:
+    """What is predicted of each row before it is learned."""
+    model = Ftrl()
+    rows = model.prepare({"x": x})
+    n = len(y)
+    order = np.stack([np.arange(n), ~np.arange(n)], axis=1).ravel()
+    return model.run(order, rows, rows, y, np.ones(n), np.arange(n))
+
+
+def test_one_absurd_number_does_not_spoil_a_feature_for_ever() -> None:
+    x, y = noisy(30_000, seed=1)
+    clean, late = learned(x, y), slice(15_000, None)
+    x[5_000] = 1e9
+    losses = [float(log_loss(y[late], p[late])[0].mean()) for p in (clean, learned(x, y))]
+    assert losses[0] < 0.5
+    assert losses[1] < 1.01 * losses[0]
+
+
+@pytest.mark.parametrize("strange", [1.7e308, np.inf, 1e160])
+def test_numbers_beyond_measure_count_as_missing(strange: float) -> None:
+    x, y = noisy(2_000, seed=2)
+    x[[500, 600]] = strange, -strange
+    without = x.copy()
+    without[[500, 600]] = np.nan
+    assert learned(x, y).tobytes() == learned(without, y).tobytes()
+
+
+def test_a_weight_that_has_expired_is_as_unknown_as_one_never_seen() -> None:
+    model = Ftrl(expire_after=10, bins=False)
+    a, b, new = (model.prepare({"c": np.array([value], dtype=object)}) for value in "abz")
+    for clock, row in ((0, a), (0, a), (1_000, b)):
+        model.learn(row, np.ones(1), np.empty((1, 0)), np.ones(1), np.array([clock]))
+    assert model.uncertainty(a) == model.uncertainty(new) > model.uncertainty(b)

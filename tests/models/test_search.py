@@ -93,6 +93,14 @@ def test_all_of_lightgbms_other_names_are_known() -> None:
 
     for name in {*DEFAULTS, *SPACE}:
         assert {alias for alias, meant in _NAMES.items() if meant == name} == _ConfigAliases.get(name) - {name}
+    for name, ours in (("num_iterations", "max_trees"), ("early_stopping_round", "patience")):
+        assert {alias for alias, meant in _NAMES.items() if meant == ours} == _ConfigAliases.get(name)
+
+
+def test_a_number_of_trees_by_any_name_is_the_most_there_may_be(stream: Make) -> None:
+    made = train(*stream(1_000), {"n_estimators": 200, "early_stopping_rounds": 3})
+    assert made.best_trees < 200
+    assert made.ensemble.text.count("\nTree=") == made.held_out.text.count("\nTree=") == made.best_trees
 
 
 @pytest.mark.parametrize("make", [recipes.lightgbm, recipes.gbdt_lr, recipes.stack])

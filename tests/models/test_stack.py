@@ -184,6 +184,17 @@ def test_a_broken_member_does_not_pass_for_an_absent_one() -> None:
     assert np.flatnonzero(np.isnan(p)).tolist() == [3]
 
 
+def test_what_a_broken_member_was_asked_for_teaches_the_stackers_nothing() -> None:
+    X, y, order = delayed(60, seed=6)
+    before = told("abc").save()[0]
+    X["b"][:] = np.nan
+    stack = told("abc")
+    _, memo = stack.follow(turns_of(order, y, np.ones(len(y)), 7), stack.prepare(X), stack.prepare(X))
+    assert np.isnan(memo[:, 3:]).all()
+    for name in ("w", "P", "top"):
+        assert stack.save()[0][name].tobytes() == before[name].tobytes()
+
+
 def test_the_default_members_keep_the_contract(trained: Trained, stream: Make) -> None:
     X, y, _, _ = stream(300, seed=1)
     check_model(lambda: build.stack(recipes.stack(), trained.ensemble), X, y)

@@ -45,8 +45,13 @@ _GBDT_LR: _Rules = {
     "category_alpha": (lambda v: v > 0, "a positive number"),
     "table_bits": (lambda v: 1 <= v <= 30, "1 to 30"),
 }
+_LIGHTGBM: _Rules = {
+    "scale": (lambda v: v >= 0, "0 or more"),
+    "restore": (lambda v: v >= 0, "0 or more"),
+}
 _LABEL_MEAN: _Rules = {"labels": (lambda v: v >= 1, "at least 1")}
-_RULES: dict[str, _Rules] = {"ftrl": _FTRL, "gbdt_lr": _GBDT_LR, "label_mean": _LABEL_MEAN}
+_BOOSTING = ("boosting", "boosting_type", "boost")  # LightGBM's names of how trees are grown
+_RULES: dict[str, _Rules] = {"ftrl": _FTRL, "lightgbm": _LIGHTGBM, "gbdt_lr": _GBDT_LR, "label_mean": _LABEL_MEAN}
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,10 @@ class Recipe:
         found = _broken(_RULES.get(self.kind, {}), self.params) + _broken(_PASSES, self.params.get("batch", {}))
         if "search" in self.params and not _is_budget(**self.params["search"]):
             found.append(f"found search={self.params['search']}, expected at least one trial, or seconds above 0")
+        if other := [f"{name}={self.params[name]!r}" for name in _BOOSTING if self.params.get(name, "gbdt") != "gbdt"]:
+            found.append(
+                f"found {', '.join(other)}, expected 'gbdt': forests and dropped trees are not walked as LightGBM would"
+            )
         if loss.regression and self.kind == "stack":
             found.append("stacks combine logits; expected ftrl, lightgbm, gbdt_lr, label_mean or river for regression")
         if loss.regression and self.params.get("offset") is False:
@@ -101,7 +110,14 @@ class Recipe:
 
 def _broken(rules: _Rules, params: dict[str, Any]) -> list[str]:
     given = [(name, params[name], fine, says) for name, (fine, says) in rules.items() if name in params]
-    return [f"found {name}={value}, expected {says}" for name, value, fine, says in given if not fine(value)]
+    return [f"found {name}={value}, expected {says}" for name, value, fine, says in given if not _holds(fine, value)]
+
+
+def _holds(fine: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return fine(value)
+    except TypeError:  # not even a number
+        return False
 
 
 def _is_budget(trials: int | None, seconds: float | None) -> bool:
@@ -117,6 +133,9 @@ def _of_members(stack: Recipe) -> Iterator[str]:
             yield f"{count} members are named {name!r}; give each a name of its own with name=..."
     if not stack.has_trees and (trees := [name for name in stack.params if name not in ONLINE["stack"]]):
         yield f"found {', '.join(trees)} for trees, expected a member that has trees: lightgbm or gbdt_lr"
+    by = stack.params.get("calibrate_by", ())
+    if len(set(by)) < len(by):
+        yield f"found calibrate_by={', '.join(by)}, expected each category once"
     if len({member.params.get("table_bits") for member in stack.members if member.kind == "gbdt_lr"}) > 1:
         yield "members of kind gbdt_lr differ in table_bits, expected the same for all: they share their columns"
     for member in stack.members:

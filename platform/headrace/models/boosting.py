@@ -56,9 +56,19 @@ _NAMES = {
     **dict.fromkeys(("min_data", "min_data_per_leaf", "min_child_samples", "min_samples_leaf"), "min_data_in_leaf"),
     **dict.fromkeys(("sub_feature", "colsample_bytree"), "feature_fraction"),
     **dict.fromkeys(("reg_lambda", "lambda", "l2_regularization"), "lambda_l2"),
+    **dict.fromkeys(
+        (
+            *("num_iterations", "num_iteration", "n_iter", "num_tree", "num_trees", "num_round", "num_rounds"),
+            *("nrounds", "num_boost_round", "n_estimators", "max_iter"),
+        ),
+        "max_trees",
+    ),
+    **dict.fromkeys(
+        ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change"), "patience"
+    ),
     "max_bins": "max_bin",
 }
-"""LightGBM's other names of what `DEFAULTS` and the search set."""
+"""LightGBM's other names of what `DEFAULTS` and the search set, and its names of what stops the training."""
 
 _USUAL: dict[str, Any] = {"lambda_l2": SPACE["lambda_l2"][0]}  # LightGBM's own is 0, which has no logarithm
 

@@ -39,16 +39,14 @@ _MAX_CATEGORIES = 250
 _MAX_NUMBERS = 4096  # a row has a place for each, used or not
 _COUNT, _MEAN, _SQUARES, _PER_SPREAD, _CENTRE, _BIN = 0, 1, 2, 3, 4, 5  # rows of `_scale`
 _CLIP = 8.0  # standard deviations: one absurd number must not wreck a weight
+_FAR = 100.0  # standard deviations: nor must it stretch the scale for ever
+_LARGEST = 1e100  # beyond it a number counts as missing: its square would be infinite
 _BINS = 4.0  # to a standard deviation
 _OUTER = 20  # the last bin, in bins from the middle
 _PLACES = 2 * _OUTER + 2  # of each number: its bins, and its being missing
 _FIRST_BINS = 64.0  # labels after which numbers have bins; they are fitted again whenever that number doubles
-_REACH, _LABELS, _LEVEL, _SPREAD = (
-    0,
-    1,
-    2,
-    3,
-)  # of `_target`: see `pull`; labels, their mean and mean absolute deviation
+# Of `_target`: see `pull`; labels, their mean and mean absolute deviation.
+_REACH, _LABELS, _LEVEL, _SPREAD = 0, 1, 2, 3
 _WILD = 1000.0  # spreads: one absurd label must not stretch the scale
 _EXPIRES, _STANDS = 6, 7  # of `_params`: microseconds; whether scales stand still
 _SAW, _AT, _NOW = 0, 1, 2  # of `_state`: sightings, the cell that ages next, the last label's clock
@@ -253,8 +251,9 @@ class Ftrl:
             keys = self._readable(keys)
         table = self._table
         _uncertainty(
-            keys, X["numbers"], table.cells, table.floats, self._laid, self._bins, self._scale, self._params, out
-        )
+            keys, X["numbers"], table.cells, table.floats, self._laid, self._bins, self._scale, self._state, self._params,
+            out,
+        )  # fmt: skip
         return out * self._target[_SPREAD] if self._numeric else out
 
     @property
@@ -450,7 +449,7 @@ def _learned(z: Any, root: Any, w: Any, g: Any, params: Any) -> Any:
 def _bin(x: Any, centre: Any, in_spread: Any) -> Any:
     """The number of x's bin, or of its being missing; -1 before there are bins."""
     place = np.int64(_PLACES - 1)
-    if x - x == 0.0:
+    if abs(x) <= _LARGEST:
         away = np.floor((x - centre) * in_spread)
         place = _OUTER + np.int64(min(max(away, -_OUTER), _OUTER)) if in_spread > 0.0 else np.int64(-1)
     return place
@@ -461,8 +460,10 @@ def _update_scale(raw: Any, scale: Any) -> None:
     """Welford's means and sums of squares; bins are fitted again whenever a count doubles."""
     counts, means, squares, per_spread = scale[_COUNT], scale[_MEAN], scale[_SQUARES], scale[_PER_SPREAD]
     for j in range(raw.shape[0]):
-        known = raw[j] - raw[j] == 0.0
+        known = abs(raw[j]) <= _LARGEST
         x = raw[j] if known else means[j]
+        if per_spread[j] > 0.0:
+            x = min(max(x, means[j] - _FAR / per_spread[j]), means[j] + _FAR / per_spread[j])
         more = counts[j] + 1.0
         middle = means[j] + (x - means[j]) / more
         grown = squares[j] + (x - means[j]) * (x - middle)
@@ -553,7 +554,7 @@ def _lay(
         away = (raw[j] - scale[_MEAN, j]) * scale[_PER_SPREAD, j]
         away = -_CLIP if away < -_CLIP else away
         away = _CLIP if away > _CLIP else away
-        x[j] = away if raw[j] - raw[j] == 0.0 else 0.0
+        x[j] = away if abs(raw[j]) <= _LARGEST else 0.0
     x[count] = 1.0
     at = count + 1
     for k in range(own):
@@ -659,15 +660,26 @@ def _run(
 
 @kernel
 def _uncertainty(
-    keys: Any, numbers: Any, cells: Any, floats: Any, laid: Any, bins: Any, scale: Any, params: Any, out: Any
+    keys: Any,
+    numbers: Any,
+    cells: Any,
+    floats: Any,
+    laid: Any,
+    bins: Any,
+    scale: Any,
+    state: Any,
+    params: Any,
+    out: Any,
 ) -> None:
     count = numbers.shape[1]
+    expires = np.int64(params[_EXPIRES])
+    oldest = state[_NOW] - expires if expires else np.int64(_NEVER)
     rows, x = np.empty(laid.shape[1], dtype=np.int64), np.zeros(laid.shape[1])
     raw = np.full(scale.shape[1], np.nan)
     for i in range(numbers.shape[0]):
         for j in range(count):
             raw[j] = numbers[i, j]
-        lanes = _lay(keys, i, count, cells, floats, np.int64(_NEVER), laid, bins, scale, rows, raw, x)
+        lanes = _lay(keys, i, count, cells, floats, oldest, laid, bins, scale, rows, raw, x)
         total = 0.0
         for j in range(lanes):
             total += abs(x[j]) / (params[1] + laid[_ROOT, j])

@@ -178,7 +178,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
             raise SnapshotError(
-                f"found {module}.{name} in a model state, expected only what the allow-list holds: declare the exact "
-                "pair if it belongs to your own model and is safe to call"
+                f"found {module}.{name} in a model state, expected only what the allow-list holds: a "
+                "pipeline that is stored is made of river's estimators, without functions of its own"
             )
         return super().find_class(module, name)

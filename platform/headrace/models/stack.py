@@ -276,13 +276,12 @@ def _inputs(memo: Any, i: Any, x: Any) -> None:
 
 
 @kernel
-def _predict(
-    i: Any, predicted: Any, present: Any, w: Any, top: Any, x: Any, memo: Any
-) -> Any:  # fmt: skip
+def _predict(i: Any, predicted: Any, present: Any, w: Any, top: Any, x: Any, memo: Any) -> Any:
     """The stack's probability of event i; fills its memo."""
     count = predicted.shape[1]
-    for k in range(count):
+    for k in range(memo.shape[1]):  # a label of an event that a broken member was asked for teaches the members alone
         memo[i, k] = np.nan
+    for k in range(count):
         if present[k]:
             q = predicted[i, k]
             if q != q:  # a member that is broken must not pass for one that is absent

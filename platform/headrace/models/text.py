@@ -74,7 +74,8 @@ def hash_bytes(buffer: Any, start: Any, length: Any) -> Any:
 
 
 @kernel
-def _equal(buffer: Any, a: Any, b: Any, length: Any) -> Any:
+def equal_bytes(buffer: Any, a: Any, b: Any, length: Any) -> Any:
+    """Whether two runs of bytes of one length are the same."""
     k = 0
     while k < length and buffer[a + k] == buffer[b + k]:
         k += 1
@@ -103,7 +104,11 @@ def number_distinct(buffer: Any, start: Any, length: Any, codes: Any) -> Any:
         slot = np.int64(h & np.uint64(slots.size - 1))
         code = slots[slot]
         while code >= 0:
-            if hashes[code] == h and length[first[code]] == n and _equal(buffer, start[first[code]], start[row], n):
+            if (
+                hashes[code] == h
+                and length[first[code]] == n
+                and equal_bytes(buffer, start[first[code]], start[row], n)
+            ):
                 break
             slot = (slot + 1) & (slots.size - 1)
             code = slots[slot]

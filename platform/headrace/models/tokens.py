@@ -17,17 +17,17 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from headrace.events import Columns
-from headrace.models.text import NULL, Text, is_category, kernel, keys_of
+from headrace.models.text import NULL, Text, equal_bytes, is_category, kernel, keys_of
 
 
 def width(lists: Any, i: Any) -> Any:
-    """How many numbers row i has; for kernels."""
-    raise NotImplementedError
+    """How many numbers row i has; compiled, it is `_width`."""
+    return int(lists[2][i]) if isinstance(lists, tuple) else lists.shape[1]
 
 
 def item(lists: Any, i: Any, k: Any) -> Any:
-    """Number k of row i; for kernels."""
-    raise NotImplementedError
+    """Number k of row i; compiled, it is `_item`."""
+    return lists[0][lists[1][i] + k] if isinstance(lists, tuple) else lists[i, k]
 
 
 @overload(width, strict=False, inline="always")
@@ -45,14 +45,6 @@ def _item(lists: Any, i: Any, k: Any) -> Any:
 
 
 @kernel
-def _same(buffer: Any, a: Any, b: Any, length: Any) -> Any:
-    k = 0
-    while k < length and buffer[a + k] == buffer[b + k]:
-        k += 1
-    return k == length
-
-
-@kernel
 def _distinct(buffer: Any, at: Any, length: Any, start: Any, count: Any, out: Any, firsts: Any, counts: Any) -> Any:
     """Fill `out` with the elements that stay: of equal ones in a row the first, and no missing one."""
     end = 0
@@ -62,7 +54,7 @@ def _distinct(buffer: Any, at: Any, length: Any, start: Any, count: Any, out: An
             new = length[k] >= 0
             for known in range(first, end):
                 other = out[known]
-                if new and length[other] == length[k] and _same(buffer, at[other], at[k], length[k]):
+                if new and length[other] == length[k] and equal_bytes(buffer, at[other], at[k], length[k]):
                     new = False
                     break
             if new:

@@ -90,6 +90,10 @@ def parse(text: str) -> Trees:
         raise ModelError(
             f"found boosted trees of objective {objective!r}, expected 'binary sigmoid:1', {' or '.join(_REGRESSIONS)}"
         )
+    if "average_output" in header.split():
+        raise ModelError(
+            "found a forest, whose trees are averaged, expected boosted trees: train without boosting='rf'"
+        )
     roots, first_leaf, first_set, set_bounds, nodes, leaf = [], [0], [0], [0], 0, 0
     parts: dict[str, list[NDArray[np.float64]]] = {
         name: [] for name in ("split_feature", "threshold", "decision_type", "left_child", "right_child", "leaf_value")
