@@ -28,7 +28,7 @@ SELECT v.stream, v.version, v.recipe, v.status, s.labels,
     CASE WHEN own.loss_kind = 'log' THEN round(own.loss::numeric, 6)::double precision END AS own_log_loss,
     own.loss_kind, s.loss_sum / nullif(s.labels, 0) AS loss, own.loss AS own_loss, s.abs_sum / nullif(s.labels, 0) AS mae,
     sqrt(s.sq_sum / nullif(s.labels, 0)) AS rmse,
-    CASE WHEN s.y_sq_sum - s.y_sum * s.y_sum / nullif(s.labels, 0) > 0 THEN 1 - s.sq_sum / (s.y_sq_sum - s.y_sum * s.y_sum / nullif(s.labels, 0)) END AS r2,
+    CASE WHEN s.y_sq_sum - s.y_sum * s.y_sum / nullif(s.labels, 0) > 1e-10 * s.y_sq_sum THEN 1 - s.sq_sum / (s.y_sq_sum - s.y_sum * s.y_sum / nullif(s.labels, 0)) END AS r2,
     CASE WHEN s.loss_kind <> 'log' THEN (s.p_sum - s.y_sum) / nullif(s.labels, 0) END AS bias
 FROM headrace.versions AS v
 LEFT JOIN sums AS s USING (stream, version)
@@ -52,5 +52,5 @@ COMMENT ON COLUMN metrics.leaderboard.loss IS 'Mean of that loss over the shared
 COMMENT ON COLUMN metrics.leaderboard.own_loss IS 'Mean of that loss over all labels that this version scored: not comparable between versions that started at different times.';
 COMMENT ON COLUMN metrics.leaderboard.mae IS 'Where labels are numbers: mean absolute error over the shared epochs, in the label''s unit.';
 COMMENT ON COLUMN metrics.leaderboard.rmse IS 'Where labels are numbers: root of the mean squared error, not capped.';
-COMMENT ON COLUMN metrics.leaderboard.r2 IS 'Where labels are numbers: share of their variance that is predicted; 0 is as good as always answering their mean.';
+COMMENT ON COLUMN metrics.leaderboard.r2 IS 'Where labels are numbers: share of their variance that is predicted; 0 is as good as always answering their mean; NULL also where labels lie so far from 0 that their sums cannot tell.';
 COMMENT ON COLUMN metrics.leaderboard.bias IS 'Where labels are numbers: mean prediction less mean label.';

@@ -110,9 +110,10 @@ class RegressionSums:
 
     @property
     def r2(self) -> float:
-        """Share of the labels' variance that is predicted, below 0 where their mean does better; NaN when they are equal."""
+        """Share of the labels' variance that is predicted, below 0 where their mean does better; NaN when they are equal,
+        or so far from 0 that their sums cannot tell."""
         spread = self.y_sq_sum - self.y_sum * self.y_sum / self.n if self.n else 0.0
-        return 1.0 - self.sq_sum / spread if spread > 0.0 else math.nan
+        return 1.0 - self.sq_sum / spread if spread > 1e-10 * self.y_sq_sum else math.nan
 
     @property
     def bias(self) -> float:
