@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -810,6 +810,7 @@ def test_damaged_messages_cut_short_always_raise(stream: list[tuple[bytes, Any]]
 
 @pytest.mark.parametrize("oid", SUPPORTED, ids=lambda oid: SUPPORTED[oid].name)
 @given(raw=st.lists(st.binary(max_size=24), min_size=1), kind=st.sampled_from("bt"))
+@example(raw=[b"\x7f\x80\x00\x01"], kind="b")  # a signaling NaN of real
 def test_damaged_fields_decode_or_raise(oid: int, raw: list[bytes], kind: str) -> None:
     cells = cells_of([(kind, r) for r in raw])
     distinct(cells.column(0))

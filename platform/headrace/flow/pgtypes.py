@@ -371,7 +371,12 @@ def _decode_fixed(fields: Fields, pg: PgType) -> Column:
         raise _bad(fields, bad, pg)
     out: NDArray[Any] = values
     if pg.kind == "float":
-        out = values.view(np.float64) if pg.width == 8 else values.astype(np.uint32).view(np.float32).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signaling NaN is a NaN
+            out = (
+                values.view(np.float64)
+                if pg.width == 8
+                else values.astype(np.uint32).view(np.float32).astype(np.float64)
+            )
         out[null] = np.nan
     elif pg.kind == "bool":
         out = values != 0
