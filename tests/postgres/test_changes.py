@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,8 +13,9 @@ import pytest
 from tests.conftest import START, TABLES, Registered, SmallSource, database_of, free_slots
 
 from headrace.errors import SourceError
+from headrace.flow.pgoutput import Messages
 from headrace.store import changes, source
-from headrace.store.copyboth import NOTHING, CopyBoth, Inbox
+from headrace.store.copyboth import PASSED, CopyBoth, Inbox
 from headrace.store.embedded import EmbeddedPostgres
 
 
@@ -273,7 +275,8 @@ def reading(origin: Any, patience: float = changes.PATIENCE) -> Iterator[changes
     """A reader of the small stream's slot, from where it stands."""
     with source.replication(origin.dsn) as cursor:
         source.start(cursor, "headrace_small", "headrace_small", "0/0")
-        yield changes.Reader(cursor, patience)
+        with closing(changes.Reader(cursor, patience)) as reader:
+            yield reader
 
 
 def confirmed(origin: Any) -> str:
@@ -308,19 +311,59 @@ def test_a_large_transaction_that_comes_slowly_waits_in_its_file(
     """However little comes at a time, and the reader's caller can do its other work meanwhile."""
     origin.add(*origin.rows(100, 400))
     monkeypatch.setattr(changes, "_CHUNK_BYTES", 4_000)
-    drain = CopyBoth.drain
+    drain, drained, waits = CopyBoth.drain, [0], threading.Semaphore(0)
 
     def slowly(copy: CopyBoth, inbox: Inbox, size: int, count: int, *, single: bool) -> int:
-        return drain(copy, inbox, size, min(count, inbox.count + 5), single=single) and NOTHING
+        waits.acquire(timeout=0.1)
+        assert inbox.size < 4_500
+        drained[0] += 1
+        return drain(copy, inbox, size, min(count, inbox.count + 5), single=single) and PASSED
 
     monkeypatch.setattr(CopyBoth, "drain", slowly)
     with reading(origin) as reader:
-        reads = 0
-        while not isinstance(read := reader.read(wait=0), changes.Large):
-            assert read is None and reader._inbox.size < 4_500
-            reads += 1
-        assert reads > 50
+        while drained[0] < 50:
+            assert reader.read(wait=0) is None
+            waits.release()
+        waits.release(10_000)
+        read = reader.read(wait=20)
+        assert isinstance(read, changes.Large)
         read.close()
+
+
+def test_what_comes_while_the_caller_writes_comes_in_one_go(running: Any, origin: Any) -> None:
+    """And the source is told all the while that somebody reads, but never that it is stored."""
+    origin.execute(f"ALTER DATABASE {database_of(origin.dsn)} SET wal_sender_timeout = '1s'")
+    with reading(origin, patience=1.0) as reader:
+        origin.add(*origin.rows(100, 1))
+        first = reader.read(wait=10)
+        for at in range(101, 131):
+            origin.add(*origin.rows(at, 1))
+        time.sleep(2.5)  # the caller's work: longer than the source would wait for a reader that is gone
+        before = confirmed(origin)
+        rest = reader.read(wait=0)
+        assert isinstance(first, Messages) and isinstance(rest, Messages)
+        assert len(rest.transactions.end_lsn) >= 30
+        assert source.lsn_number(before) < int(first.transactions.end_lsn[0])
+        reader.acknowledge(reader.idle_at)  # the connection lives
+
+
+def test_what_was_not_given_is_not_idle(running: Any, origin: Any) -> None:
+    """A keepalive that tells of WAL beyond what the caller was given must not move its position there."""
+    origin.execute(f"ALTER DATABASE {database_of(origin.dsn)} SET wal_sender_timeout = '1s'")
+    with reading(origin, patience=1.0) as reader:
+        assert reader.read(wait=0.3) is None
+        origin.add(*origin.rows(100, 5))
+        origin.execute("CREATE TABLE IF NOT EXISTS other AS SELECT 1; INSERT INTO other VALUES (1)")
+        ((beyond,),) = origin.execute("SELECT pg_current_wal_lsn()::text")
+        deadline = time.monotonic() + 10
+        while reader._known < source.lsn_number(beyond):
+            assert time.monotonic() < deadline, "a keepalive tells of it"
+            time.sleep(0.01)
+        idle = source.lsn_number(reader.idle_at)
+        given = reader.read(wait=10)
+        assert isinstance(given, Messages)
+        assert idle < int(given.transactions.final_lsn[0])
+        assert source.lsn_number(reader.idle_at) >= source.lsn_number(beyond)
 
 
 def test_a_text_of_another_encoding_arrives_as_it_is_meant(

@@ -79,7 +79,8 @@ def from_stream(dsn: str, folder: Path) -> Iterator[Rows]:
     """The rows as the intake reads them."""
     with source.replication(dsn) as cursor:
         source.start(cursor, STREAM.slot, STREAM.publication, "0/0")
-        large = Reader(cursor).read(wait=20)
+        with closing(Reader(cursor)) as reader:
+            large = reader.read(wait=20)
         assert isinstance(large, Large)
         for messages, _ in large.parts():
             for changes in messages.changes:

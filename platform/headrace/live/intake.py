@@ -217,19 +217,20 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
             at.seq,
             join.open_events,
         )
-        reader, looked, pause = Reader(cursor, patience), 0.0, min(_REPORT, patience / 4)
-        while not stop():
-            lease.pulse.beat()
-            read = reader.read(wait=0.5)
-            if isinstance(read, Large):
-                reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
-            elif read is not None:
-                reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, reader, read))
-            if reader.asked or time.monotonic() - looked > pause:
-                with db.answering(watch, patience):
-                    kept, safe = _look(watch, stream, at.feed)
-                reader.acknowledge(_report(conn, stream, lease, join, reader.idle_at, kept, safe))
-                looked = time.monotonic()
+        looked, pause = 0.0, min(_REPORT, patience / 4)
+        with closing(Reader(cursor, patience)) as reader:
+            while not stop():
+                lease.pulse.beat()
+                read = reader.read(wait=0.5)
+                if isinstance(read, Large):
+                    reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
+                elif read is not None:
+                    reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, reader, read))
+                if reader.asked or time.monotonic() - looked > pause:
+                    with db.answering(watch, patience):
+                        kept, safe = _look(watch, stream, at.feed)
+                    reader.acknowledge(_report(conn, stream, lease, join, reader.idle_at, kept, safe))
+                    looked = time.monotonic()
 
 
 def _watch(dsn: str) -> Connection:

@@ -8,10 +8,13 @@ delivers and keeps nothing else.
 from __future__ import annotations
 
 import select
+import socket
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +25,12 @@ from headrace.definition.stream import Stream
 from headrace.errors import SourceError
 from headrace.flow.pgoutput import DELETE, INSERT, UPDATE, Messages, Session, parse
 from headrace.store import source
-from headrace.store.copyboth import KEEPALIVE, NOTHING, PASSED, CopyBoth, Inbox
+from headrace.store.copyboth import FULL, KEEPALIVE, NOTHING, PASSED, CopyBoth, Inbox
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CHUNK_MESSAGES = 25_000
+_STEP_BYTES = 256 * 1024  # that are received before others get their turn
+_SIGN_SECONDS = 2.0  # after which the source hears that somebody reads
 PATIENCE = 60.0  # seconds without a word after which the source counts as away: Postgres's own wal_receiver_timeout
 _QUIET_SECONDS = 2.0  # a slot that delivers nothing for so long has nothing more up to now
 _KINDS = {INSERT: "insert", UPDATE: "update", DELETE: "delete"}
@@ -34,9 +39,8 @@ _KINDS = {INSERT: "insert", UPDATE: "update", DELETE: "delete"}
 class Large:
     """A transaction that is too large for a chunk, in a temporary file; its parts can be read any number of times."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.session_after = session
+    def __init__(self) -> None:
+        self.session = self.session_after = Session()  # before and after it
         self.end_lsn = 0
         self._file = tempfile.TemporaryFile(prefix="headrace-transaction-")  # noqa: SIM115 (`close` closes it)
         self._parts: list[NDArray[np.int64]] = []  # offsets of the payloads
@@ -63,13 +67,16 @@ class Large:
 
 
 class Reader:
-    """Whole transactions from a replication cursor.
+    """Whole transactions from a replication cursor; close it before its connection.
+
+    A thread takes what comes while the caller works on what it was given, so a caller that falls behind is given more at a
+    time. The thread tells the source, too, that somebody still reads, however long the caller takes.
 
     Parameters
     ----------
     patience
         Seconds without a word from the source after which it counts as away; at half of it, it is asked for one. The time
-        in which nobody reads does not count.
+        in which there is no room for more does not count.
 
     Attributes
     ----------
@@ -79,12 +86,35 @@ class Reader:
 
     def __init__(self, cursor: ReplicationCursor, patience: float = PATIENCE) -> None:
         self._copy, self._patience = CopyBoth(cursor), patience
+        self._session = Session()
+        self.asked = False
+        # What follows is shared with the thread, and looked at in turns; so is the connection.
+        self._turn = threading.Condition()
         self._inbox = Inbox()
         self._large: Large | None = None  # the transaction that is being received, when it is one
-        self._session = Session()
-        self._known, self._durable = 0, 0  # positions: all before it was given or is in `_inbox`; acknowledged
+        self._complete: Large | None = None  # and when all of it has come
+        self._known, self._idle = 0, 0  # positions: all before it was received, or given
+        self._durable = 0  # acknowledged
+        self._confirmed = time.monotonic()
         self._wondered: float | None = None  # since when an answer is awaited
-        self.asked = False
+        self._failed: SourceError | None = None
+        self._closed = False
+        self._woken, self._wake = socket.socketpair()
+        self._thread = threading.Thread(target=self._receive, name="change stream", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Read no more."""
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()
+        self._wake.send(b".")
+        self._thread.join()
+        self._wake.close()
+        self._woken.close()
+        for large in (self._large, self._complete):
+            if large is not None:
+                large.close()
 
     def read(self, wait: float) -> Messages | Large | None:
         """What has come, up to the last Commit; None when nothing whole came within `wait` seconds, or when `asked`.
@@ -97,42 +127,87 @@ class Reader:
         SourceError
             When the connection ended: the source went away, or took the slot from us.
         """
-        deadline, inbox = time.monotonic() + wait, self._inbox
-        while (more := inbox.size < _CHUNK_BYTES and inbox.count < _CHUNK_MESSAGES) or not inbox.whole:
-            if not more:
-                self._spill()
-                if time.monotonic() > deadline:
+        deadline = time.monotonic() + wait
+        with self._turn:
+            while not self._inbox.whole and self._complete is None:
+                if self._failed is not None:
+                    raise self._failed
+                if self.asked or not self._turn.wait(max(deadline - time.monotonic(), 0)):
+                    if self._nothing_inside():
+                        self._idle = self._known
                     return None
-            stopped = self._copy.drain(inbox, _CHUNK_BYTES, _CHUNK_MESSAGES, single=self._large is not None)
-            if self._large is not None and inbox.whole:
-                return self._received()
-            if stopped == NOTHING:
-                if inbox.whole:
-                    break
-                left = deadline - time.monotonic()
-                if left <= 0 or not select.select([self._copy], [], [], left)[0]:
-                    self._listen()
-                    return None
-            elif stopped == PASSED and time.monotonic() >= deadline:
-                if inbox.whole:
-                    break
-                return None
-            elif stopped == KEEPALIVE and self._keepalive(self._copy.keepalive):
-                return None
-        messages = parse(*inbox.taken(inbox.whole), self._session)
+            large, self._complete = self._complete, None
+            taken = None if large is not None else self._inbox.taken(self._inbox.whole)
+            if self._nothing_inside():
+                self._idle = self._known
+            self._turn.notify_all()
+        if large is not None:
+            large.session = self._session
+            return large
+        assert taken is not None  # one of both
+        messages = parse(*taken, self._session)
         self._session = messages.session
         return messages
 
-    def _keepalive(self, message: bytes) -> bool:
-        """Whether the caller must answer; inside a transaction, or before one is dealt with, the answer is the old one."""
-        outside = self._inbox.count == self._inbox.whole and self._large is None
-        if outside:
+    def _nothing_inside(self) -> bool:
+        """Whether all that was received has been given."""
+        return self._inbox.count == 0 and self._large is None and self._complete is None
+
+    def _receive(self) -> None:
+        """Take what comes, until there is no room for more or the end: the thread."""
+        try:
+            while not self._closed:
+                with self._turn:
+                    stopped = self._take()
+                if stopped in (NOTHING, FULL):
+                    self._rest(stopped)
+        except SourceError as error:
+            with self._turn:
+                self._failed = error
+                self._turn.notify_all()
+
+    def _take(self) -> int:
+        """Some of what has come; why it stopped."""
+        inbox = self._inbox
+        if self._complete is not None:
+            return FULL
+        if inbox.size >= _CHUNK_BYTES or inbox.count >= _CHUNK_MESSAGES:
+            if inbox.whole:
+                return FULL
+            if self._large is None:
+                self._large = Large()
+            self._large.add(*inbox.taken(inbox.count))
+        size = min(inbox.size + _STEP_BYTES, _CHUNK_BYTES)
+        stopped = self._copy.drain(inbox, size, _CHUNK_MESSAGES, single=self._large is not None)
+        if self._large is not None and inbox.whole:
+            payloads, offsets = inbox.taken(inbox.whole)
+            self._large.add(payloads, offsets)
+            self._large.end_lsn = int.from_bytes(payloads[offsets[-2] + 10 : offsets[-2] + 18].tobytes(), "big")
+            self._complete, self._large = self._large, None
+        if stopped == KEEPALIVE:
+            self._keepalive(self._copy.keepalive)
+        if inbox.whole or self._complete is not None or self.asked:
+            self._turn.notify_all()
+        return PASSED if stopped == FULL else stopped  # there may be more
+
+    def _rest(self, stopped: int) -> None:
+        """Wait until there is something to do, and say meanwhile that we are there."""
+        pause = min(_SIGN_SECONDS, self._patience / 4)
+        if stopped == NOTHING:
+            select.select([self._copy, self._woken], [], [], pause)
+        with self._turn:
+            if stopped == FULL and not self._closed:
+                self._turn.wait(pause)
+            if time.monotonic() - self._confirmed > pause:
+                self._confirm()
+            if stopped == NOTHING:
+                self._listen()
+
+    def _keepalive(self, message: bytes) -> None:
+        """Where the source's WAL ends; inside a transaction that says nothing."""
+        if self._inbox.count == self._inbox.whole and self._large is None:
             self._known = max(self._known, int.from_bytes(message[1:9], "big"))
-        if message[17]:
-            self.asked = outside and not self._inbox.whole
-            if not outside:
-                self.alive()
-        return self.asked
+            self.asked |= bool(message[17]) and not self._inbox.whole
 
     def _listen(self) -> None:
         """Ask a source that was silent for long, and give up one that does not answer."""
@@ -142,26 +217,13 @@ class Reader:
         if self._wondered is None:
             if now - self._copy.heard > self._patience / 2:
                 self._wondered = now
-                self._copy.confirm(self._known, self._durable, ask=True)
+                self._confirm(ask=True)
         elif now - self._wondered > self._patience / 2:
             raise SourceError(
                 f"the source said nothing for {now - self._copy.heard:.0f} s and does not answer: something between may "
                 "pass nothing on",
                 state="source_away",
             )
-
-    def _spill(self) -> None:
-        if self._large is None:
-            self._large = Large(self._session)
-        self._large.add(*self._inbox.taken(self._inbox.count))
-
-    def _received(self) -> Large:
-        large, self._large = self._large, None
-        assert large is not None  # the caller has looked
-        payloads, offsets = self._inbox.taken(self._inbox.whole)
-        large.add(payloads, offsets)
-        large.end_lsn = int.from_bytes(payloads[offsets[-2] + 10 : offsets[-2] + 18].tobytes(), "big")
-        return large
 
     def done(self, large: Large) -> None:
         """A large transaction has been dealt with."""
@@ -171,17 +233,24 @@ class Reader:
     @property
     def idle_at(self) -> str:
         """How far the source's WAL is known to hold nothing but what `read` gave; 0/0 when that is not known."""
-        return source.lsn_text(self._known)
+        return source.lsn_text(self._idle)
 
     def acknowledge(self, lsn: str) -> None:
         """Tell the source that everything up to a position is durable here; nothing else is ever confirmed."""
-        self._durable = max(self._durable, source.lsn_number(lsn))
-        self.alive()
+        with self._turn:
+            self._durable = max(self._durable, source.lsn_number(lsn))
+            self.asked = False
+            self._confirm()
 
     def alive(self) -> None:
-        """Tell the source that somebody still reads, while one transaction takes long to write."""
-        self._copy.confirm(max(self._known, self._durable), self._durable)
-        self.asked = False
+        """Tell a source that asked what is durable: no more than before."""
+        with self._turn:
+            self.asked = False
+            self._confirm()
+
+    def _confirm(self, *, ask: bool = False) -> None:
+        self._copy.confirm(max(self._known, self._durable), self._durable, ask=ask)
+        self._confirmed = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -215,29 +284,29 @@ def tally(dsn: str, stream: Stream, slot: str, since: str, until: str, gaps: Seq
     last = "0/0"
     with source.replication(dsn) as cursor:
         source.start(cursor, slot, stream.publication, "0/0")
-        reader = Reader(cursor)
-        while source.lsn_number(last) < source.lsn_number(until):
-            read = reader.read(wait=_QUIET_SECONDS)
-            if read is None and reader.asked:
-                reader.alive()
-                continue
-            if read is None:
-                break
-            end = read.end_lsn if isinstance(read, Large) else int(read.transactions.end_lsn[-1])
-            for messages in (m for m, _ in read.parts()) if isinstance(read, Large) else [read]:
-                ends = np.full(1, end) if isinstance(read, Large) else messages.transactions.end_lsn
-                counted = (ends > source.lsn_number(since)) & (ends <= source.lsn_number(until))
-                lost = np.zeros(len(ends), dtype=np.bool_)
-                for first, end_of_gap in gaps:
-                    lost |= (ends > source.lsn_number(first)) & (ends <= source.lsn_number(end_of_gap))
-                _count(messages, counted & ~lost, counts)
-                _count(messages, counted & lost, unread)
-                if counted.any():
-                    last = source.lsn_text(int(ends[counted].max()))
-            if isinstance(read, Large):
-                reader.done(read)
-            if end > source.lsn_number(until):
-                break
+        with closing(Reader(cursor)) as reader:
+            while source.lsn_number(last) < source.lsn_number(until):
+                read = reader.read(wait=_QUIET_SECONDS)
+                if read is None and reader.asked:
+                    reader.alive()
+                    continue
+                if read is None:
+                    break
+                end = read.end_lsn if isinstance(read, Large) else int(read.transactions.end_lsn[-1])
+                for messages in (m for m, _ in read.parts()) if isinstance(read, Large) else [read]:
+                    ends = np.full(1, end) if isinstance(read, Large) else messages.transactions.end_lsn
+                    counted = (ends > source.lsn_number(since)) & (ends <= source.lsn_number(until))
+                    lost = np.zeros(len(ends), dtype=np.bool_)
+                    for first, end_of_gap in gaps:
+                        lost |= (ends > source.lsn_number(first)) & (ends <= source.lsn_number(end_of_gap))
+                    _count(messages, counted & ~lost, counts)
+                    _count(messages, counted & lost, unread)
+                    if counted.any():
+                        last = source.lsn_text(int(ends[counted].max()))
+                if isinstance(read, Large):
+                    reader.done(read)
+                if end > source.lsn_number(until):
+                    break
     return Tally(last, _plain(counts), _plain(unread))
 
 

@@ -46,14 +46,14 @@ stream = Stream(
         window=timedelta(days=1),
         if_missing="drop",
     ),
-    features=[category("site", "campaign", "device"), number("x", "y", "z")],
+    features=[category("site", "campaign", "device"), number("u", "v", "w")],
     champion=recipes.ftrl(),
     policy=Policy(epoch_labels=500, epoch_time=timedelta(days=30)),
 )
 '''
 _TABLES = """
 CREATE TABLE impressions (impression_id bigint PRIMARY KEY, shown_at timestamptz NOT NULL, site text, campaign text,
-    device text, x float8, y float8, z float8);
+    device text, u float8, v float8, w float8);
 CREATE TABLE outcomes (impression_id bigint PRIMARY KEY, clicked boolean, told_at timestamptz NOT NULL);
 CREATE PROCEDURE live(first bigint, last bigint, size int, lag bigint) LANGUAGE plpgsql AS $$
 DECLARE
