@@ -63,7 +63,7 @@ COPY {schema}.labels (seq, event_seq, kind, y, y_before, corrects, label_time) F
 
 -- write_segments: segments of a transaction
 COPY {schema}.segments (seq_first, seq_last, lsn, commit_time, received_at, watermark, definition_hash, origin)
-FROM STDIN (FORMAT text);
+FROM STDIN (FORMAT binary);
 
 -- write_quarantine: refused rows of a transaction
 COPY {schema}.quarantine (relation, key, expectation, found, reason, content, lsn, origin, received_at) FROM STDIN (FORMAT text);

@@ -294,5 +294,5 @@ def append(
     if admission.stream.own_row:
         admission.doubled += len(labels[0])
     chunk = admission.chunk(np.full(len(ticks), -(2**63)))
-    commits = log.Commits([lsn] * len(ticks), [now] * len(ticks))
+    commits = log.Commits.alike(source.lsn_number(lsn), micros(now), len(ticks))
     return appender.append(conn, join.run(chunk, partial(appender.past, conn)), admission, commits, origin)

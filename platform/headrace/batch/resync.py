@@ -288,4 +288,4 @@ def _take_back(
     admission.unlabels(Stretch(Rows(cells, {name: (0, key.type_oid)}), np.arange(cells.rows), zeros, zeros))
     chunk = admission.chunk(np.full(1, -(2**63)))
     parts = join.run(chunk, partial(appender.past, conn))
-    return appender.append(conn, parts, admission, log.Commits([lsn], [now]), "resync")
+    return appender.append(conn, parts, admission, log.Commits.alike(source.lsn_number(lsn), micros(now)), "resync")

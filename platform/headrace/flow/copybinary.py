@@ -246,6 +246,18 @@ def encode(
     return Fields(buffer, start, length, np.zeros(length.size, dtype=np.bool_), name)
 
 
+def coded(values: Sequence[bytes], codes: NDArray[np.integer[Any]]) -> Fields:
+    """Binary fields of a column that has few different ones: `values[codes]`.
+
+    >>> fields = coded([b"no", b"yes"], np.array([1, 0]))
+    >>> fields.bytes_at(0), fields.bytes_at(1)
+    (b'yes', b'no')
+    """
+    length = np.array([len(value) for value in values], dtype=np.int32)
+    start = np.cumsum(length, dtype=np.int64) - length
+    return Fields(as_bytes(b"".join(values)), start[codes], length[codes], np.zeros(len(codes), dtype=np.bool_), "")
+
+
 def _to_postgres_time(micros: NDArray[np.int64]) -> NDArray[np.int64]:
     infinite = (micros == POSITIVE_INFINITY) | (micros == NEGATIVE_INFINITY)
     if np.any((micros < NEGATIVE_INFINITY + POSTGRES_EPOCH) & ~infinite):

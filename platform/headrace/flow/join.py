@@ -328,36 +328,42 @@ class Join:
         Parameters
         ----------
         look_up
-            Asked for `unknown_keys`.
+            Asked for `unknown_keys` at the first of them.
         goes_on
             When the last commit is too large for a chunk and goes on in the next one: the largest time in the whole of it,
             `Chunk.reach` over its chunks. It then gives what one chunk would have given.
         """
-        past = _past(look_up(self.unknown_keys(chunk), self.remembers_from))
+        past: _Past | None = None  # until it is asked for
         bounds = np.searchsorted(chunk.commit, np.arange(len(chunk.commit_clock) + 1))
         self._at[[COMMIT, NEXT, PHASE]] = 0, 0, ROWS if self._at[COMMIT_FIRST] else BEGIN
         out, entries = Joined(), self._entries(chunk, bounds, past, goes_on)
         while (stopped := self._go(*entries)) != DONE:
-            if stopped == RARE:
+            if stopped == RARE and past is None and chunk.op[at := int(self._at[NEXT])] != Op.EVENT:
+                past = _past(look_up(self.unknown_keys(chunk, at), self.remembers_from))
+                entries = (*entries[:2], self._tables(past))
+            elif stopped == RARE:
                 self._rare(out, chunk, past)
             elif stopped == FULL or not self._give_up_due(out):
                 yield self._taken(out)
                 out = Joined()
                 if self._forget():
-                    done = int(bounds[self._at[COMMIT] + 1])
-                    past = _past(look_up(self.unknown_keys(chunk, done), self.remembers_from))
+                    past = None
                 entries = self._entries(chunk, bounds, past, goes_on)
         yield self._taken(out)
         self._forget()
 
-    def _entries(self, chunk: Chunk, bounds: Ints, past: _Past, goes_on: int | None) -> tuple[Any, Any, Any]:
+    def _entries(self, chunk: Chunk, bounds: Ints, past: _Past | None, goes_on: int | None) -> tuple[Any, Any, Any]:
         """What the kernel is given until the part is full: no array grows before."""
         self._make_room(chunk)
         key, more = chunk.key, (goes_on is not None, NO_TIME if goes_on is None else goes_on)
         rules = (self.window, self.partition, self._epoch_labels, self._epoch_time, self._part, *more)
         rows = (bounds, chunk.commit_clock, chunk.op, chunk.time, chunk.y, chunk.row)
         parts = (key.hashes, key.buffer, key.start, key.length)
-        return rules, (*rows, parts), (self._known.arrays, past[1].arrays[:3], self._waiting.arrays, self._out.arrays)
+        return rules, (*rows, parts), self._tables(past)
+
+    def _tables(self, past: _Past | None) -> tuple[Any, ...]:
+        known = (_NOTHING if past is None else past[1]).arrays[:3]
+        return self._known.arrays, known, self._waiting.arrays, self._out.arrays
 
     def _go(self, rules: Any, rows: Any, tables: Any) -> int:
         earliest = next(iter(self.held.values())).deadline if self.held else NEVER
@@ -381,7 +387,7 @@ class Join:
         self._at[EVENTS:WIDTH] = 0
         return out
 
-    def _rare(self, out: Joined, chunk: Chunk, past: _Past) -> None:
+    def _rare(self, out: Joined, chunk: Chunk, past: _Past | None) -> None:
         """The change at which the kernel stopped."""
         row, commit = self._at[[NEXT, COMMIT]].tolist()
         self._at[NEXT] += 1
@@ -391,7 +397,8 @@ class Join:
         else:
             y = float(chunk.y[row]) if op == Op.LABEL else float("nan")
             told = self.watermark if time == NO_TIME else time
-            self._answer(out, chunk.key, row, y, told, commit, past)
+            assert past is not None  # looked up at the first such label
+            self._answer(out, chunk.key, row, y, told, commit, past[0])
 
     def _event(self, out: Joined, keys: Keys, at: int, row: int, commit: int) -> None:
         known = self._known.find(keys, at)
@@ -407,15 +414,17 @@ class Join:
             self._at[OBSERVED] += 1
             self._label(self.seq, LabelKind.OBSERVED, label.y, float("nan"), 0, label.time)
 
-    def _answer(self, out: Joined, keys: Keys, at: int, y: float, time: int, commit: int, past: _Past) -> None:
+    def _answer(
+        self, out: Joined, keys: Keys, at: int, y: float, time: int, commit: int, past: Mapping[Key, Past]
+    ) -> None:
         """A label of an event that is not known, or whose last answer lies in older partitions."""
         key, seq = keys[at], self._known.find(keys, at)
-        if seq < 0 and key in past[0]:
-            seq = past[0][key].seq
+        if seq < 0 and key in past:
+            seq = past[key].seq
         if seq < 0:
             self._hold(out, key, int(keys.hashes[at]), y, time, commit)
             return
-        before = past[0][key].answer
+        before = past[key].answer
         assert before is not None  # an event that does not wait has one
         no_value = y != y
         if (no_value and before.timed_out) or (not before.timed_out and _same(y, before.y)):

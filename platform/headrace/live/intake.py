@@ -225,7 +225,7 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
                 if isinstance(read, Large):
                     reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
                 elif read is not None:
-                    reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, reader, read))
+                    reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, read))
                 if reader.asked or time.monotonic() - looked > pause:
                     with db.answering(watch, patience):
                         kept, safe = _look(watch, stream, at.feed)
@@ -259,28 +259,26 @@ def _write(
     join: Join,
     appender: log.Appender,
     at: log.Position,
-    reader: Reader,
     messages: Messages,
 ) -> str:
     """One platform transaction; gives the position that it made durable."""
     admission = admit(stream, columns, messages)
     chunk = admission.chunk(clocks(messages, stream))
-    ends = [source.lsn_text(lsn) for lsn in messages.transactions.end_lsn.tolist()]
-    times = [moment(t) for t in messages.transactions.commit_time.tolist()]
+    commits = log.Commits(messages.transactions.end_lsn, messages.transactions.commit_time)
+    end = commits.lsn_text(-1)
     with db.transaction(conn):
         lease.check(conn)
         before, parts = join.seq, join.run(chunk, partial(appender.past, conn))
-        appender.append(conn, _alive(parts, lease, reader), admission, log.Commits(ends, times), "stream")
-        _move(conn, stream, join, at, ends[-1], times[-1], new=join.seq > before)
-    return ends[-1]
+        appender.append(conn, _alive(parts, lease), admission, commits, "stream")
+        _move(conn, stream, join, at, end, moment(int(commits.time[-1])), new=join.seq > before)
+    return end
 
 
-def _alive(parts: Iterator[Joined], lease: Lease, reader: Reader) -> Iterator[Joined]:
+def _alive(parts: Iterator[Joined], lease: Lease) -> Iterator[Joined]:
     """Say after each part that the work goes on: one heartbeat may close millions of events."""
     for part in parts:
         yield part
         lease.pulse.beat()
-        reader.alive()
 
 
 def _write_large(
@@ -301,7 +299,6 @@ def _write_large(
             chunk = admit(stream, columns, messages).chunk(clocks(messages, stream))
             reach = max(reach, chunk.reach())
             lease.pulse.beat()
-            reader.alive()
         before = join.seq
         with db.transaction(conn):
             lease.check(conn)
@@ -309,10 +306,9 @@ def _write_large(
                 admission = admit(stream, columns, messages)
                 chunk = admission.chunk(clocks(messages, stream))
                 parts = join.run(chunk, partial(appender.past, conn), goes_on=None if last else reach)
-                time_of = moment(int(messages.transactions.commit_time[0]))
-                commits = log.Commits([end], [time_of])
-                appender.append(conn, _alive(parts, lease, reader), admission, commits, "stream")
-            _move(conn, stream, join, at, end, time_of, new=join.seq > before)
+                commits = log.Commits.alike(large.end_lsn, int(messages.transactions.commit_time[0]))
+                appender.append(conn, _alive(parts, lease), admission, commits, "stream")
+            _move(conn, stream, join, at, end, moment(int(commits.time[0])), new=join.seq > before)
         reader.done(large)
     logger.info("a transaction of %d entries is in the log, up to seq %d", join.seq - before, join.seq)
     return end

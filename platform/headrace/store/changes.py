@@ -194,7 +194,7 @@ class Reader:
         """Wait until there is something to do, and say meanwhile that we are there."""
         pause = min(_SIGN_SECONDS, self._patience / 4)
         if stopped == NOTHING:
-            select.select([self._copy, self._woken], [], [], pause)
+            select.select([self._copy.fileno(), self._woken.fileno()], [], [], pause)
         with self._turn:
             if stopped == FULL and not self._closed:
                 self._turn.wait(pause)

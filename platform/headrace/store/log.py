@@ -34,21 +34,22 @@ from headrace.events import (
     moment,
 )
 from headrace.flow.admit import Admission, Refusal
-from headrace.flow.copybinary import encode, pack, unpack
+from headrace.flow.copybinary import coded, encode, pack, unpack
 from headrace.flow.features import series
 from headrace.flow.join import Answer, Counts, Epoch, Held, Join, Joined, Past, new_join
 from headrace.flow.keys import Keys
-from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TEXT, TIMESTAMPTZ, decode
+from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TIMESTAMPTZ, decode
 from headrace.flow.steps import NO_TIME
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
 from headrace.store.queries import all_queries, query
-from headrace.store.source import Feed
+from headrace.store.source import Feed, lsn_text
 
 _LONG = 2_000  # entries, to read which the planner may think of a sort
 _FOLLOW = 200_000  # entries that a join takes over at a time
 _ERASED = b"\0erased"  # what stands for the key of an event that was erased: no type has such wire bytes
-_KINDS = np.array([kind.name.lower() for kind in LabelKind], dtype=object)
+_KINDS = [kind.name.lower().encode() for kind in LabelKind]
+_COPIED = 1 << 18  # bytes that a COPY is given at a time
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,25 @@ class Position:
 
 @dataclass(frozen=True)
 class Commits:
-    """The commits of a chunk: where they end at the source and when they were made."""
+    """The commits of a chunk.
 
-    end_lsn: Sequence[str]
-    time: Sequence[datetime]
+    Attributes
+    ----------
+    end_lsn, time
+        int64[n]: where they end at the source, and when they were made, in microseconds.
+    """
+
+    end_lsn: NDArray[np.int64]
+    time: NDArray[np.int64]
+
+    @classmethod
+    def alike(cls, lsn: int, time: int, count: int = 1) -> Commits:
+        """Some that end at one place and were made at one time."""
+        return cls(np.full(count, lsn), np.full(count, time))
+
+    def lsn_text(self, commit: int) -> str:
+        """Where one ends, as Postgres writes it."""
+        return lsn_text(int(self.end_lsn[commit]))
 
 
 def position(conn: Connection, stream: str) -> Position | None:
@@ -183,12 +199,7 @@ class Appender:
             self._make_room(conn, min(seqs), max(seqs))
             self._write_events(conn, joined, admission.groups)
             self._write_labels(conn, joined)
-        if len(joined.segments):
-            segments = (
-                (first, last, commits.end_lsn[c], commits.time[c], now, moment(watermark), self._hash, origin)
-                for first, last, c, watermark in joined.segments.tolist()
-            )
-            self._copy_text(conn, "write_segments", segments)
+        self._write_segments(conn, joined, commits, origin, now)
         for epoch in joined.epochs:
             db.run(conn, "add_epoch", {"stream": self.stream, **_epoch_params(epoch)})
         refused = [admission.duplicate(row, commit) for row, commit in joined.duplicates]
@@ -210,7 +221,7 @@ class Appender:
                 r.found,
                 r.reason,
                 json.dumps(r.content),
-                commits.end_lsn[r.commit],
+                commits.lsn_text(r.commit),
                 origin,
                 now,
             )
@@ -326,13 +337,30 @@ class Appender:
         fields = [
             encode(seq, INT8),
             encode(event, INT8),
-            encode(_KINDS[kind], TEXT),
+            coded(_KINDS, kind),
             encode(y, FLOAT8, np.isnan(y)),
             encode(before, FLOAT8, np.isnan(before)),
             encode(corrects, INT8, corrects == 0),
             encode(time, TIMESTAMPTZ),
         ]
         copy_in(conn, query("write_labels", self.stream), fields)
+
+    def _write_segments(self, conn: Connection, joined: Joined, commits: Commits, origin: str, now: datetime) -> None:
+        if not len(joined.segments):
+            return
+        first, last, commit, watermark = joined.segments.T
+        same = np.zeros(len(first), dtype=np.int64)
+        fields = [
+            encode(first, INT8),
+            encode(last, INT8),
+            encode(commits.end_lsn[commit], INT8),
+            encode(commits.time[commit], TIMESTAMPTZ),
+            encode(same + micros(now), TIMESTAMPTZ),
+            encode(watermark, TIMESTAMPTZ),
+            coded([self._hash.encode()], same),
+            coded([origin.encode()], same),
+        ]
+        copy_in(conn, query("write_segments", self.stream), fields)
 
     def _write_held(self, conn: Connection, joined: Joined, commits: Commits, now: datetime) -> None:
         if joined.released:
@@ -344,7 +372,7 @@ class Appender:
                 "ys": [label.y for _, label in joined.held.values()],
                 "label_times": [moment(label.time) for _, label in joined.held.values()],
                 "deadlines": [moment(label.deadline) for _, label in joined.held.values()],
-                "lsns": [commits.end_lsn[commit] for commit, _ in joined.held.values()],
+                "lsns": [commits.lsn_text(commit) for commit, _ in joined.held.values()],
                 "received_at": now,
             }
             with conn.cursor() as cursor:
@@ -518,7 +546,7 @@ def copy_out(conn: Connection, text: sql.Composable) -> bytes:
 def copy_in(conn: Connection, text: sql.Composable, fields: Sequence[Fields]) -> None:
     """Give rows to a COPY ... FROM STDIN."""
     with conn.cursor() as cursor:
-        cursor.copy_expert(text, io.BytesIO(pack(fields).data))
+        cursor.copy_expert(text, io.BytesIO(pack(fields).data), _COPIED)
 
 
 def _text(value: object) -> str:
