@@ -40,6 +40,7 @@ from headrace.live.supervisor import PINNED
 from headrace.models.engine import engine
 from headrace.settings import from_env
 from headrace.store import checkpoints, db, log, registry, source
+from headrace.store.copyout import copy_out
 from headrace.store.embedded import EmbeddedPostgres
 from headrace.store.migrate import migrate
 
@@ -408,7 +409,7 @@ def test_reads_json_as_postgres_does(shop: Shop, row: Row) -> None:
     sent = {name: int(value) if name == "items" and value is not None else value for name, value in row.items()}
     names = sql.SQL(", ").join(sql.Identifier(c.source) for c in columns)
     text = sql.SQL("COPY (SELECT {} FROM jsonb_populate_record(NULL::public.orders, {})) TO STDOUT (FORMAT binary)")
-    cells = unpack(log.copy_out(shop.application, text.format(names, sql.Literal(json.dumps(sent)))))
+    cells = unpack(copy_out(shop.application, text.format(names, sql.Literal(json.dumps(sent)))))
     for i, column in enumerate(columns):
         asked, stored = read.columns[column.name], series(cells, i, column.type_oid)
         assert type(asked) is type(stored)

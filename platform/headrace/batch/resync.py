@@ -34,7 +34,7 @@ from headrace.flow.gate import Rows
 from headrace.flow.join import Counts, Join
 from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.wire import Fields
-from headrace.store import db, log, source
+from headrace.store import copyout, db, log, source
 from headrace.store.changes import PATIENCE
 from headrace.store.leases import Lease
 from headrace.store.log import Appender, Position
@@ -282,7 +282,7 @@ def _take_back(
         log.copy_in(conn, sql.SQL(all_queries()["write_resync_keys"]), [_keys(rows, name, key)])
     which = "labels_unset" if stream.own_row else "labels_gone"
     gone = sql.SQL(all_queries()[which]).format(schema=sql.Identifier(stream.name))
-    cells = unpack(log.copy_out(conn, gone), 1)
+    cells = unpack(copyout.copy_out(conn, gone), 1)
     admission = Admission(stream, columns)
     zeros = np.zeros(cells.rows, dtype=np.int64)
     admission.unlabels(Stretch(Rows(cells, {name: (0, key.type_oid)}), np.arange(cells.rows), zeros, zeros))

@@ -123,9 +123,9 @@ class Learner:
     def step(self) -> bool:
         """Read and learn what the log has, one batch at most; False when there was nothing."""
         position = log.position(self.conn, self.stream.name)
-        self.conn.commit()
         at = self.live.progressive
         if position is None or at.seq >= position.seq:
+            self.conn.commit()
             self.caught_up = position is not None
             return False
         started, before = time.monotonic(), at.seq

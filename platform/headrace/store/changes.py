@@ -30,6 +30,7 @@ from headrace.store.copyboth import FULL, KEEPALIVE, NOTHING, PASSED, CopyBoth, 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CHUNK_MESSAGES = 25_000
 _STEP_BYTES = 256 * 1024  # that are received before others get their turn
+_NAP_SECONDS = 0.0005  # more comes meanwhile, when nobody waits for it
 _SIGN_SECONDS = 2.0  # after which the source hears that somebody reads
 PATIENCE = 60.0  # seconds without a word after which the source counts as away: Postgres's own wal_receiver_timeout
 _QUIET_SECONDS = 2.0  # a slot that delivers nothing for so long has nothing more up to now
@@ -98,6 +99,7 @@ class Reader:
         self._confirmed = time.monotonic()
         self._wondered: float | None = None  # since when an answer is awaited
         self._failed: SourceError | None = None
+        self._awaited = False  # whether the caller has nothing else to do
         self._closed = False
         self._woken, self._wake = socket.socketpair()
         self._thread = threading.Thread(target=self._receive, name="change stream", daemon=True)
@@ -129,6 +131,7 @@ class Reader:
         """
         deadline = time.monotonic() + wait
         with self._turn:
+            self._awaited = True
             while not self._inbox.whole and self._complete is None:
                 if self._failed is not None:
                     raise self._failed
@@ -136,6 +139,7 @@ class Reader:
                     if self._nothing_inside():
                         self._idle = self._known
                     return None
+            self._awaited = False
             large, self._complete = self._complete, None
             taken = None if large is not None else self._inbox.taken(self._inbox.whole)
             if self._nothing_inside():
@@ -194,6 +198,8 @@ class Reader:
         """Wait until there is something to do, and say meanwhile that we are there."""
         pause = min(_SIGN_SECONDS, self._patience / 4)
         if stopped == NOTHING:
+            if not self._awaited:
+                time.sleep(_NAP_SECONDS)
             select.select([self._copy.fileno(), self._woken.fileno()], [], [], pause)
         with self._turn:
             if stopped == FULL and not self._closed:

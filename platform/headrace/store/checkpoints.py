@@ -137,6 +137,7 @@ def write_metrics(
     conn: Connection, stream: str, version: str, engine: str, scores: Sequence[tuple[EpochScore, EpochCost]]
 ) -> None:
     """Store what a version did in some epochs."""
+    epochs, slices, members = [], [], []
     for score, cost in scores:
         epoch, sums = score.epoch, score.sums
         params = {
@@ -157,12 +158,13 @@ def write_metrics(
             "digest": Binary(score.digest),
             "engine": engine,
         }
-        db.run(conn, "add_epoch_metrics", params)
-        for s in score.slices:
-            db.run(conn, "add_slice_metrics", {"stream": stream, "version": version, "epoch": epoch.epoch, **vars(s)})
-        for member in score.members:
-            own = {**vars(member), "top_weights": list(member.top_weights)}
-            db.run(conn, "add_member_metrics", {"stream": stream, "version": version, "epoch": epoch.epoch, **own})
+        epochs.append(params)
+        whose = {"stream": stream, "version": version, "epoch": epoch.epoch}
+        slices += [{**whose, **vars(s)} for s in score.slices]
+        members += [{**whose, **vars(member), "top_weights": list(member.top_weights)} for member in score.members]
+    db.run_all(conn, "add_epoch_metrics", epochs)
+    db.run_all(conn, "add_slice_metrics", slices)
+    db.run_all(conn, "add_member_metrics", members)
 
 
 def _sums(sums: Sums) -> dict[str, Any]:

@@ -8,53 +8,29 @@ but what the caller says, and no message becomes a Python object. No decoding, n
 
 from __future__ import annotations
 
-import ctypes
 import struct
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
-from numba.extending import intrinsic
-from numba.np.numpy_support import carray
 from numpy.typing import NDArray
-from psycopg2 import _psycopg
 from psycopg2.extras import ReplicationCursor
 
 from headrace.errors import SourceError
 from headrace.flow.pgtypes import POSTGRES_EPOCH
 from headrace.models.text import kernel
+from headrace.store import libpq
 from headrace.store.db import is_away
 
 _DATA = ord("w")
 _HEADER = 25  # bytes of a data message before its payload
 _COMMIT, _MESSAGE = ord("C"), ord("M")
-_SQLSTATE = ord("C")
 _KEEPALIVE_BYTES = 18
 _KEPT = 1 << 24  # bytes of an inbox that it does not give back
 _LOOKED_AT = 25_000  # messages of other programs that are passed over before the caller is asked whether to go on
 
 NOTHING, FULL, COMMITTED, KEEPALIVE, PASSED, _GROW, _ENDED = range(7)
 """Why `CopyBoth.drain` stopped: nothing has come; the inbox is full; a Commit; a keepalive; many messages were passed over."""
-
-
-def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-    function = getattr(library, name)
-    function.restype, function.argtypes = result, arguments
-    return function  # type: ignore[no-any-return]
-
-
-# The libpq that psycopg2 itself has loaded, found through the module that is linked to it.
-_slow = ctypes.CDLL(_psycopg.__file__)
-_pointer, _int = ctypes.c_void_p, ctypes.c_int
-_put = _function(_slow, "PQputCopyData", _int, _pointer, ctypes.c_char_p, _int)
-_flush = _function(_slow, "PQflush", _int, _pointer)
-_result = _function(_slow, "PQgetResult", _pointer, _pointer)
-_clear = _function(_slow, "PQclear", None, _pointer)
-_field = _function(_slow, "PQresultErrorField", ctypes.c_char_p, _pointer, _int)
-_said = _function(_slow, "PQerrorMessage", ctypes.c_char_p, _pointer)
 
 
 class Inbox:
@@ -125,7 +101,7 @@ class CopyBoth:
         self._connection = cursor.connection  # keeps what `_conn` points to
         self._conn = cursor.connection.pgconn_ptr
         self._box = np.zeros(1, dtype=np.uint64)  # where libpq says where a message is
-        self._functions = np.array([_address(name) for name in ("PQgetCopyData", "PQconsumeInput", "PQfreemem")])
+        self._functions = libpq.addresses("PQgetCopyData", "PQconsumeInput", "PQfreemem")
         self._keepalive = np.zeros(_KEEPALIVE_BYTES, dtype=np.uint8)
         self.heard = time.monotonic()
 
@@ -186,15 +162,15 @@ class CopyBoth:
         """
         now = time.time_ns() // 1000 - POSTGRES_EPOCH
         feedback = struct.pack(">cQQQqB", b"r", received, durable, durable, now, ask)
-        if _put(self._conn, feedback, len(feedback)) != 1 or _flush(self._conn) != 0:
+        if libpq.put_copy_data(self._conn, feedback, len(feedback)) != 1 or libpq.flush(self._conn) != 0:
             raise self._ended()
 
     def _ended(self) -> SourceError:
-        result = _result(self._conn)
-        code = _field(result, _SQLSTATE) if result else None
-        why = " ".join((_said(self._conn) or b"").decode(errors="replace").split()) or "the server ended it"
-        _clear(result)
-        away = code is None or is_away(code.decode())
+        result = libpq.get_result(self._conn)
+        code, said = libpq.what_failed(self._conn, result)
+        why = said or "the server ended it"
+        libpq.clear(result)
+        away = code is None or is_away(code)
         return SourceError(f"the replication connection ended: {why}", state="source_away" if away else None)
 
 
@@ -204,40 +180,6 @@ def rehearse() -> None:
     keepalive = np.zeros(_KEEPALIVE_BYTES, dtype=np.uint8)
     functions = np.zeros(3, dtype=np.int64)
     _drain(0, functions, box.ctypes.data, box, inbox.buffer, inbox.ends, inbox.at, 0, 0, False, keepalive)
-
-
-def _address(name: str) -> int:
-    return ctypes.cast(getattr(_slow, name), ctypes.c_void_p).value or 0
-
-
-def _build_call(typing: Any, address: Any, a: Any, b: Any, c: Any) -> Any:
-    """Call the C function at an address with a pointer, another one and an int; pointers are numbers here.
-
-    A function that takes fewer arguments ignores the others, which the caller alone clears up, on all of our machines.
-    """
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word, number = ir.IntType(64), ir.IntType(32)
-        function = builder.inttoptr(arguments[0], ir.FunctionType(number, [word, word, number]).as_pointer())
-        return builder.call(function, arguments[1:])
-
-    return types.int32(types.uint64, types.uint64, types.uint64, types.int32), build
-
-
-def _build_bytes(typing: Any, address: Any) -> Any:
-    """A pointer to bytes, from its number."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return _BYTES(types.uint64), build
-
-
-# numba has no types: these are called in kernels only.
-_BYTES: Any = types.CPointer(types.uint8)  # type: ignore[no-untyped-call]
-_call: Any = intrinsic(_build_call)
-_bytes_at: Any = intrinsic(_build_bytes)
-_array: Any = carray
 
 
 @kernel
@@ -271,11 +213,11 @@ def _drain(
             return FULL, heard
         length = np.int32(at[4])
         if length == 0:
-            length = _call(get, np.uint64(conn), np.uint64(box_address), np.int32(1))
+            length = libpq.call(get, np.uint64(conn), np.uint64(box_address), np.int32(1))
             if length == 0:
-                if not _call(consume, np.uint64(conn), null, np.int32(0)):
+                if not libpq.call(consume, np.uint64(conn), null, np.int32(0)):
                     return _ENDED, heard
-                length = _call(get, np.uint64(conn), np.uint64(box_address), np.int32(1))
+                length = libpq.call(get, np.uint64(conn), np.uint64(box_address), np.int32(1))
                 if length == 0:
                     return NOTHING, heard
             if length < 0:
@@ -284,17 +226,17 @@ def _drain(
             at[3] = np.int64(box[0])
         at[4] = 0
         pointer = np.uint64(at[3])
-        message = _array(_bytes_at(pointer), (np.int64(length),))
+        message = libpq.array_at(libpq.bytes_at(pointer), (np.int64(length),))
         if message[0] != _DATA or length < _HEADER + 1:
             for k in range(min(np.int64(length), keepalive.size)):
                 keepalive[k] = message[k]
-            _call(free, pointer, null, np.int32(0))
+            libpq.call(free, pointer, null, np.int32(0))
             return KEEPALIVE, heard
         stopped = _keep(message, length, single, buffer, ends, at)
         if stopped == _GROW:
             at[4] = length
             return _GROW, heard
-        _call(free, pointer, null, np.int32(0))
+        libpq.call(free, pointer, null, np.int32(0))
         if stopped == COMMITTED:
             return COMMITTED, heard
         passed += stopped == PASSED

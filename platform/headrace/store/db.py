@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Literal
 
@@ -18,12 +18,15 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn, parse_dsn
+from psycopg2.extras import execute_values
 
 from headrace.errors import ServerError
-from headrace.store.queries import query
+from headrace.store.queries import all_queries, query
 
 Role = Literal["headrace_intake", "headrace_learner", "headrace_steer", "headrace_reader"]
 Row = tuple[Any, ...]
+
+_ROWS_AT_ONCE = 1000  # of one INSERT
 
 #: libpq's parameters of every connection.
 NETWORK: Mapping[str, Any] = {
@@ -225,6 +228,14 @@ def row(
     with conn.cursor() as cursor:
         cursor.execute(query(name, schema), params or {})
         return cursor.fetchone()
+
+
+def run_all(conn: Connection, name: str, params: Sequence[Mapping[str, Any]]) -> None:
+    """Run a named INSERT of one row for each of some, as one statement."""
+    if params:
+        head, values = all_queries()[name].split("VALUES ")
+        with conn.cursor() as cursor:
+            execute_values(cursor, f"{head}VALUES %s", params, template=values, page_size=_ROWS_AT_ONCE)
 
 
 def run(conn: Connection, name: str, params: Mapping[str, Any] | None = None, *, schema: str | None = None) -> int:

@@ -42,6 +42,7 @@ from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TIMESTAMPTZ, decode
 from headrace.flow.steps import NO_TIME
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
+from headrace.store.copyout import copy_out
 from headrace.store.queries import all_queries, query
 from headrace.store.source import Feed, lsn_text
 
@@ -200,8 +201,7 @@ class Appender:
             self._write_events(conn, joined, admission.groups)
             self._write_labels(conn, joined)
         self._write_segments(conn, joined, commits, origin, now)
-        for epoch in joined.epochs:
-            db.run(conn, "add_epoch", {"stream": self.stream, **_epoch_params(epoch)})
+        db.run_all(conn, "add_epoch", [{"stream": self.stream, **_epoch_params(epoch)} for epoch in joined.epochs])
         refused = [admission.duplicate(row, commit) for row, commit in joined.duplicates]
         given_up = self._key_text([orphan.key for orphan in joined.orphans])
         refused += [admission.orphan(text, orphan) for text, orphan in zip(given_up, joined.orphans, strict=True)]
@@ -533,14 +533,6 @@ def _unpack(conn: Connection, name: str, stream: str, width: int, **parts: int |
     composed = {k: sql.Literal(v) if isinstance(v, int) else v for k, v in parts.items()}
     text = sql.SQL(all_queries()[name]).format(schema=sql.Identifier(stream), **composed)
     return unpack(copy_out(conn, text), width)
-
-
-def copy_out(conn: Connection, text: sql.Composable) -> bytes:
-    """What a COPY ... TO STDOUT gives."""
-    file = io.BytesIO()
-    with conn.cursor() as cursor:
-        cursor.copy_expert(text, file)
-    return file.getvalue()
 
 
 def copy_in(conn: Connection, text: sql.Composable, fields: Sequence[Fields]) -> None:
