@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ from headrace.store.copyboth import FULL, KEEPALIVE, NOTHING, PASSED, CopyBoth, 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CHUNK_MESSAGES = 25_000
 _STEP_BYTES = 256 * 1024  # that are received before others get their turn
-_NAP_SECONDS = 0.0005  # more comes meanwhile, when nobody waits for it
+_LET_IN = 0.00005  # seconds
 _SIGN_SECONDS = 2.0  # after which the source hears that somebody reads
 PATIENCE = 60.0  # seconds without a word after which the source counts as away: Postgres's own wal_receiver_timeout
 _QUIET_SECONDS = 2.0  # a slot that delivers nothing for so long has nothing more up to now
@@ -99,7 +99,7 @@ class Reader:
         self._confirmed = time.monotonic()
         self._wondered: float | None = None  # since when an answer is awaited
         self._failed: SourceError | None = None
-        self._awaited = False  # whether the caller has nothing else to do
+        self._entering = False  # whether the caller wants its turn
         self._closed = False
         self._woken, self._wake = socket.socketpair()
         self._thread = threading.Thread(target=self._receive, name="change stream", daemon=True)
@@ -107,7 +107,7 @@ class Reader:
 
     def close(self) -> None:
         """Read no more."""
-        with self._turn:
+        with self._my_turn():
             self._closed = True
             self._turn.notify_all()
         self._wake.send(b".")
@@ -130,8 +130,7 @@ class Reader:
             When the connection ended: the source went away, or took the slot from us.
         """
         deadline = time.monotonic() + wait
-        with self._turn:
-            self._awaited = True
+        with self._my_turn():
             while not self._inbox.whole and self._complete is None:
                 if self._failed is not None:
                     raise self._failed
@@ -139,7 +138,6 @@ class Reader:
                     if self._nothing_inside():
                         self._idle = self._known
                     return None
-            self._awaited = False
             large, self._complete = self._complete, None
             taken = None if large is not None else self._inbox.taken(self._inbox.whole)
             if self._nothing_inside():
@@ -153,6 +151,17 @@ class Reader:
         self._session = messages.session
         return messages
 
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        """The caller's: the thread gives way at once, and takes none of its naps meanwhile."""
+        self._entering = self._inbox.awaited = True
+        with self._turn:
+            self._entering = False
+            try:
+                yield
+            finally:
+                self._inbox.awaited = False
+
     def _nothing_inside(self) -> bool:
         """Whether all that was received has been given."""
         return self._inbox.count == 0 and self._large is None and self._complete is None
@@ -161,6 +170,8 @@ class Reader:
         """Take what comes, until there is no room for more or the end: the thread."""
         try:
             while not self._closed:
+                while self._entering:  # a lock goes to whoever is there first, and that would be this thread again
+                    time.sleep(_LET_IN)
                 with self._turn:
                     stopped = self._take()
                 if stopped in (NOTHING, FULL):
@@ -198,8 +209,6 @@ class Reader:
         """Wait until there is something to do, and say meanwhile that we are there."""
         pause = min(_SIGN_SECONDS, self._patience / 4)
         if stopped == NOTHING:
-            if not self._awaited:
-                time.sleep(_NAP_SECONDS)
             select.select([self._copy.fileno(), self._woken.fileno()], [], [], pause)
         with self._turn:
             if stopped == FULL and not self._closed:
@@ -243,14 +252,14 @@ class Reader:
 
     def acknowledge(self, lsn: str) -> None:
         """Tell the source that everything up to a position is durable here; nothing else is ever confirmed."""
-        with self._turn:
+        with self._my_turn():
             self._durable = max(self._durable, source.lsn_number(lsn))
             self.asked = False
             self._confirm()
 
     def alive(self) -> None:
         """Tell a source that asked what is durable: no more than before."""
-        with self._turn:
+        with self._my_turn():
             self.asked = False
             self._confirm()
 

@@ -26,6 +26,9 @@ _DATA = ord("w")
 _HEADER = 25  # bytes of a data message before its payload
 _COMMIT, _MESSAGE = ord("C"), ord("M")
 _KEEPALIVE_BYTES = 18
+_AWAITED = 5  # place in `Inbox.at`
+_NAP = 300  # microseconds in which more comes, when nobody waits for it
+_NAPS = 10
 _KEPT = 1 << 24  # bytes of an inbox that it does not give back
 _LOOKED_AT = 25_000  # messages of other programs that are passed over before the caller is asked whether to go on
 
@@ -45,9 +48,8 @@ class Inbox:
     def __init__(self) -> None:
         self.buffer = np.empty(1 << 16, dtype=np.uint8)
         self.ends = np.zeros(1 << 10, dtype=np.int64)
-        self.at = np.zeros(
-            5, dtype=np.int64
-        )  # count, size, whole, and a message that found no room: where it is, its size
+        # count, size, whole, a message that found no room (where it is, its size), whether somebody waits
+        self.at = np.zeros(6, dtype=np.int64)
 
     @property
     def count(self) -> int:
@@ -60,6 +62,15 @@ class Inbox:
     @property
     def whole(self) -> int:
         return int(self.at[2])
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for what has come: then it is not waited for more. Any thread may say so."""
+        return bool(self.at[_AWAITED])
+
+    @awaited.setter
+    def awaited(self, awaited: bool) -> None:
+        self.at[_AWAITED] = awaited
 
     def taken(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The first so many messages, in an array of their own, and where each begins and the last ends."""
@@ -89,6 +100,9 @@ class Inbox:
 class CopyBoth:
     """A replication connection after START_REPLICATION.
 
+    A server that streams fast sends hundreds of small messages in a millisecond, and waking up for each would cost more than
+    the messages do: unless somebody waits, `drain` lets some come together.
+
     Attributes
     ----------
     heard
@@ -101,7 +115,7 @@ class CopyBoth:
         self._connection = cursor.connection  # keeps what `_conn` points to
         self._conn = cursor.connection.pgconn_ptr
         self._box = np.zeros(1, dtype=np.uint64)  # where libpq says where a message is
-        self._functions = libpq.addresses("PQgetCopyData", "PQconsumeInput", "PQfreemem")
+        self._functions = libpq.addresses("PQgetCopyData", "PQconsumeInput", "PQfreemem", "usleep")
         self._keepalive = np.zeros(_KEEPALIVE_BYTES, dtype=np.uint8)
         self.heard = time.monotonic()
 
@@ -178,7 +192,7 @@ def rehearse() -> None:
     """Have `CopyBoth.drain` compiled, or loaded: an inbox without room asks for no message."""
     inbox, box = Inbox(), np.zeros(1, dtype=np.uint64)
     keepalive = np.zeros(_KEEPALIVE_BYTES, dtype=np.uint8)
-    functions = np.zeros(3, dtype=np.int64)
+    functions = np.zeros(4, dtype=np.int64)
     _drain(0, functions, box.ctypes.data, box, inbox.buffer, inbox.ends, inbox.at, 0, 0, False, keepalive)
 
 
@@ -206,8 +220,8 @@ def _drain(
     keepalive: Any,
 ) -> Any:  # fmt: skip
     """Why it stopped, and whether anything came."""
-    get, consume, free = functions
-    passed, heard, null = 0, False, np.uint64(0)
+    get, consume, free, sleep = functions
+    passed, naps, heard, null = 0, 0, False, np.uint64(0)
     while True:
         if at[1] >= size or at[0] >= count:
             return FULL, heard
@@ -219,7 +233,11 @@ def _drain(
                     return _ENDED, heard
                 length = libpq.call(get, np.uint64(conn), np.uint64(box_address), np.int32(1))
                 if length == 0:
-                    return NOTHING, heard
+                    if naps == _NAPS or at[_AWAITED]:
+                        return NOTHING, heard
+                    naps += 1
+                    libpq.call(sleep, np.uint64(_NAP), null, np.int32(0))
+                    continue
             if length < 0:
                 return _ENDED, heard
             heard = True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
+import psycopg2
 from tests.bench.stream.stage import Cpu, Stage, cpu_of
 
 from headrace.store.embedded import find_binaries
@@ -84,7 +86,15 @@ def headrace(stage: Stage) -> Took:
     for role, doing in (("intake", "headrace intake ads"), ("learner", "headrace learn ads-1")):
         pids[f"{role}'s backend"] = int(stage.ask("postgres", _BACKEND, (doing,), on=stage.platform))
     before = {name: cpu_of(pid) for name, pid in pids.items()}
-    ended = stage.wait(lambda: stage.ask("headrace", _LEARNED, on=stage.platform) >= goal, pause=0.1)
+    with closing(psycopg2.connect(stage.platform.dsn("headrace"))) as conn, conn.cursor() as cursor:
+        conn.autocommit = True
+
+        def learned() -> bool:
+            cursor.execute(_LEARNED)
+            ((seq,),) = cursor.fetchall()
+            return bool(seq >= goal)
+
+        ended = stage.wait(learned, pause=0.05)
     cpu = {name: cpu_of(pid) - before[name] for name, pid in pids.items()}
     stage.end()
     return Took(ended - began, stage.changes, cpu)
