@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from headrace.definition.stream import Stream
 from headrace.events import PARTITION_ENTRIES, EpochRange, LabelKind
-from headrace.flow.keys import Keys, Known
+from headrace.flow.keys import Keys, Known, mark_all, mark_of
 from headrace.flow.steps import (
     BEGIN,
     COMMIT,
@@ -462,7 +462,7 @@ class Join:
         out.held.pop(key, None)
         out.released.append(key)
         out.counts.held -= 1
-        self._marks[hashed & (len(self._marks) - 1)] -= 1
+        self._marks[mark_of(np.uint64(hashed), len(self._marks))] -= 1
         return self.held.pop(key)
 
     def _mark(self, hashed: int) -> None:
@@ -470,13 +470,13 @@ class Join:
         if 2 * len(self.held) > len(self._marks):
             self._mark_all()
         else:
-            self._marks[hashed & (len(self._marks) - 1)] += 1
+            self._marks[mark_of(np.uint64(hashed), len(self._marks))] += 1
 
     def _mark_all(self) -> None:
         size = 1 << (4 * len(self.held)).bit_length() if self.held else 1
         self._marks = np.zeros(size, dtype=np.uint32)
         if self.held:
-            np.add.at(self._marks, Keys.of(self.held).hashes & np.uint64(size - 1), 1)
+            mark_all(Keys.of(self.held).hashes, self._marks)
 
     def _give_up_due(self, out: Joined) -> bool:
         """Labels that have waited long enough for their event; whether those are all, or the part is full."""

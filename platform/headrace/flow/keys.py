@@ -1,7 +1,9 @@
 """Keys of events as their wire bytes, in one buffer, and what is remembered under them.
 
 Equal values of one type have equal bytes. `Known` finds the newest event of a key, comparing bytes and not hashes alone, and
-the newest answer to an event; both are hash tables for kernels, which grow and forget between calls.
+the newest answer to an event; both are hash tables for kernels, which grow and forget between calls. Keys that differ in their
+last six bits lie side by side in them: sequences and times give keys in order, and a table of many megabytes in random
+order would cost a miss of the cache and one of the page table for each.
 """
 
 from __future__ import annotations
@@ -18,6 +20,11 @@ from headrace.flow.wire import as_bytes
 from headrace.models.text import hash_bytes, kernel, mix64
 
 Ints = NDArray[np.int64]
+_BITS = np.uint64(6)
+_BESIDE = np.uint64(63)
+_STEP = np.uint64(
+    65
+)  # from a slot that is taken to the next one: odd, so that it comes to all, and neighbours stay together
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +82,7 @@ class Keys:
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
-        """uint64[n], never 0."""
+        """uint64[n], see `hash_key`."""
         out = np.empty(len(self), dtype=np.uint64)
         _hash(self.buffer, self.start, self.length, out)
         return out
@@ -89,9 +96,37 @@ def _copy(buffer: Any, start: Any, length: Any, to: Any, out: Any) -> None:
 
 
 @kernel
+def _beside(h: Any, last: Any) -> Any:
+    """A hash of all but the last six bits, with these."""
+    return (mix64(h) & ~_BESIDE) | (np.uint64(last) & _BESIDE)
+
+
+@kernel
+def hash_key(buffer: Any, start: Any, length: Any) -> Any:
+    """A key's hash: keys that differ in the last six bits of their last byte alone have neighbouring ones."""
+    if length == 0:
+        return hash_bytes(buffer, start, length)
+    last = np.uint64(buffer[start + length - 1])
+    return _beside(hash_bytes(buffer, start, length - 1) ^ (last >> _BITS), last)
+
+
+@kernel
+def mark_of(h: Any, marks: Any) -> Any:
+    """Place of a hash among few marks, where neighbours would be in each other's way."""
+    return mix64(h) & np.uint64(marks - 1)
+
+
+@kernel
+def mark_all(hashes: Any, marks: Any) -> None:
+    """Add 1 at each one's place."""
+    for row in range(hashes.size):
+        marks[mark_of(hashes[row], marks.size)] += 1
+
+
+@kernel
 def _hash(buffer: Any, start: Any, length: Any, out: Any) -> None:
     for row in range(length.size):
-        out[row] = hash_bytes(buffer, start[row], np.int64(length[row]))
+        out[row] = hash_key(buffer, start[row], np.int64(length[row]))
 
 
 EVENTS, BYTES, ANSWERS = 0, 1, 2
@@ -219,7 +254,7 @@ def _slot_of(h: Any, buffer: Any, start: Any, length: Any, slots: Any, events: A
                     k += 1
                 if k == length:
                     break
-        slot = (slot + np.uint64(1)) & mask
+        slot = (slot + _STEP) & mask
     return np.int64(slot)
 
 
@@ -259,10 +294,10 @@ def _put_all(
 @kernel
 def _place_all(slots: Any, events: Any, arena: Any, count: Any) -> None:
     for entry in range(count[EVENTS]):
-        h = hash_bytes(arena, events[entry, START], events[entry, LENGTH])
+        h = hash_key(arena, events[entry, START], events[entry, LENGTH])
         slot = h & np.uint64(slots.shape[0] - 1)
         while slots[slot, 1] != np.uint64(0):
-            slot = (slot + np.uint64(1)) & np.uint64(slots.shape[0] - 1)
+            slot = (slot + _STEP) & np.uint64(slots.shape[0] - 1)
         slots[slot, 0], slots[slot, 1] = h, np.uint64(entry + 1)
 
 
@@ -295,9 +330,9 @@ def _move_events(
 def answer_slot(event: Any, answered: Any) -> Any:
     """The slot of an event's answer, or the empty one where it would be."""
     mask = np.uint64(answered.shape[0] - 1)
-    slot = mix64(np.uint64(event)) & mask
+    slot = _beside(np.uint64(event) >> _BITS, event) & mask
     while answered[slot, 0] != event and answered[slot, 0] != 0:
-        slot = (slot + np.uint64(1)) & mask
+        slot = (slot + _STEP) & mask
     return np.int64(slot)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from headrace.events import LabelKind
 from headrace.flow import waiting
-from headrace.flow.keys import answer_slot, find, put, put_answer
+from headrace.flow.keys import answer_slot, find, mark_of, put, put_answer
 from headrace.models.text import kernel
 
 NO_TIME = -(2**63)  # a deleted label has no time of its own: it gets the watermark
@@ -157,7 +157,7 @@ def _change(
     seq = find(h, key[1], start, length, known[0], known[1], known[2])
     if op == _OP_EVENT:
         waits = seq >= 0 and waiting.waits_for(seq, waiting_arrays[0], waiting_arrays[2])
-        if (waits and seq >= (at[SEQ] + 1) // rules[1] * rules[1]) or marks[h & np.uint64(marks.size - 1)]:
+        if (waits and seq >= (at[SEQ] + 1) // rules[1] * rules[1]) or marks[mark_of(h, marks.size)]:
             return False
         enter_event(at, row, waiting_arrays, out)
         put(h, key[1], start, length, at[SEQ], known[0], known[1], known[2], known[5])
