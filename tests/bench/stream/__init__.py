@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.bench.stream.contenders import Took, handwritten, headrace, limit
+from tests.bench.stream.live import challengers, latency
 from tests.bench.stream.stage import Stage, stage
 
 CHANGES = 400_000
 RUNS = 5
 _SIZE = 50  # half of the changes of a transaction
+_LIVE_SECONDS = 20
 _PEERS = {"limit": "the limit", "handwritten": "by hand"}
 
 
@@ -27,10 +29,12 @@ def run(changes: int = CHANGES, runs: int = RUNS) -> dict[str, Any]:
         on.fill(changes, size=_SIZE)
         result["settings"] = on.settings()
         result |= _contest(on, runs, {"limit": limit, "headrace": headrace, "handwritten": handwritten})
-    shapes = result["shapes"] = {}
+        result["latency_ms"] = latency(on, _LIVE_SECONDS)
+        behind = challengers(on, _LIVE_SECONDS)
     with stage() as on:
         on.fill(changes, size=0)
-        shapes["one_row_tx"] = _contest(on, runs, {"limit": limit, "headrace": headrace})
+        singly = _contest(on, runs, {"limit": limit, "headrace": headrace})
+    result["shapes"] = {"one_row_tx": singly, "challengers4": behind}
     _show(result)
     return result
 
@@ -54,7 +58,9 @@ def _middle(took: list[Took]) -> Took:
 
 def _show(result: dict[str, Any]) -> None:
     """Print the tables."""
-    contests = {"transactions of 100": result, **result["shapes"]}
+    contests = {"transactions of 100": result} | {
+        name: found for name, found in result["shapes"].items() if "ratio_to_limit" in found
+    }
     print(f"\n{'changes a second':22} {'headrace':>10}" + "".join(f" {name:>18}" for name in _PEERS.values()))
     for shape, found in contests.items():
         peers = [
@@ -65,3 +71,10 @@ def _show(result: dict[str, Any]) -> None:
     for shape, found in contests.items():
         for name, cpu in found["cpu_s_per_million"].items():
             print(f"{shape:22} {name:12} " + ", ".join(f"{process} {seconds}" for process, seconds in cpu.items()))
+    waited, behind = result["latency_ms"], result["shapes"]["challengers4"]
+    print(
+        f"\nms from a label's commit to its being learned: p50 {waited['p50']}, p99 {waited['p99']}, max {waited['max']}, at "
+        f"{waited['changes_s']:,.0f} changes a second\nentries that the champion is behind, beside 4 challengers at "
+        f"{behind['changes_s']:,} changes a second: {behind['lag_first_third']:,.0f} in the first third, "
+        f"{behind['lag_last_third']:,.0f} in the last"
+    )
