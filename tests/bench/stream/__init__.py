@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.bench.stream.contenders import Took, handwritten, headrace, limit
+from tests.bench.stream.history import copied, imported
 from tests.bench.stream.live import challengers, latency
+from tests.bench.stream.shop import WIDE
 from tests.bench.stream.stage import Stage, stage
 
 CHANGES = 400_000
@@ -31,10 +33,14 @@ def run(changes: int = CHANGES, runs: int = RUNS) -> dict[str, Any]:
         result |= _contest(on, runs, {"limit": limit, "headrace": headrace, "handwritten": handwritten})
         result["latency_ms"] = latency(on, _LIVE_SECONDS)
         behind = challengers(on, _LIVE_SECONDS)
+        imports = _contest(on, runs, {"limit": copied, "headrace": imported})
     with stage() as on:
         on.fill(changes, size=0)
         singly = _contest(on, runs, {"limit": limit, "headrace": headrace})
-    result["shapes"] = {"one_row_tx": singly, "challengers4": behind}
+    with stage(WIDE) as on:
+        on.fill(changes // 4, size=_SIZE)
+        wide = _contest(on, runs, {"limit": limit, "headrace": headrace})
+    result["shapes"] = {"one_row_tx": singly, "wide": wide, "challengers4": behind, "import": imports}
     _show(result)
     return result
 

@@ -90,7 +90,7 @@ def handwritten(stage: Stage) -> Took:
     return took
 
 
-_BACKEND = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datname = 'headrace'"
+BACKEND = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datname = 'headrace'"
 _LEARNED = "SELECT coalesce(max(seq), 0) FROM headrace.checkpoints"
 
 
@@ -105,7 +105,7 @@ def headrace(stage: Stage) -> Took:
     sender, began = _walsender(stage, "headrace_ads")
     pids = {"walsender": sender, "intake": intake.pid, "learner": learner.pid}
     for role, doing in (("intake", "headrace intake ads"), ("learner", "headrace learn ads-1")):
-        pids[f"{role}'s backend"] = int(stage.ask("postgres", _BACKEND, (doing,), on=stage.platform))
+        pids[f"{role}'s backend"] = int(stage.ask("postgres", BACKEND, (doing,), on=stage.platform))
     before = {name: cpu_of(pid) for name, pid in pids.items()}
     ended = stage.wait(lambda: stage.ask("headrace", _LEARNED, on=stage.platform) >= goal, pause=0.1)
     cpu = {name: cpu_of(pid) - before[name] for name, pid in pids.items()}
