@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.bench.stream.contenders import Took, handwritten, headrace, limit
+from tests.bench.stream.edge import edge
 from tests.bench.stream.history import copied, imported
 from tests.bench.stream.live import challengers, latency
 from tests.bench.stream.shop import WIDE
@@ -24,8 +25,8 @@ _LIVE_SECONDS = 20
 _PEERS = {"limit": "the limit", "handwritten": "by hand"}
 
 
-def run(changes: int = CHANGES, runs: int = RUNS) -> dict[str, Any]:
-    """Run the benchmark and print its tables."""
+def run(*more: str, changes: int = CHANGES, runs: int = RUNS) -> dict[str, Any]:
+    """Run the benchmark and print its tables; `log` reads at the edge of a log of 50 million entries too."""
     result: dict[str, Any] = {"changes": changes, "runs": runs}
     with stage() as on:
         on.fill(changes, size=_SIZE)
@@ -41,6 +42,9 @@ def run(changes: int = CHANGES, runs: int = RUNS) -> dict[str, Any]:
         on.fill(changes // 4, size=_SIZE)
         wide = _contest(on, runs, {"limit": limit, "headrace": headrace})
     result["shapes"] = {"one_row_tx": singly, "wide": wide, "challengers4": behind, "import": imports}
+    if "log" in more:
+        with stage() as on:
+            result["edge_read_ms"] = edge(on)
     _show(result)
     return result
 
@@ -84,3 +88,9 @@ def _show(result: dict[str, Any]) -> None:
         f"{behind['changes_s']:,} changes a second: {behind['lag_first_third']:,.0f} in the first third, "
         f"{behind['lag_last_third']:,.0f} in the last"
     )
+    if "edge_read_ms" in result:
+        print(
+            "ms to read the newest 20 entries: 100k entries {100k}, 50m {50m}, ratio {ratio}".format(
+                **result["edge_read_ms"]
+            )
+        )

@@ -95,10 +95,13 @@ class Shape:
             outcome=self.outcomes("i - lag", "i - lag"),
         )
 
+    def row(self) -> str:
+        """Its columns after key and time, by `k`."""
+        return ", ".join((*self.categories.values(), *self.numbers.values()))
+
     def impressions(self, first: str, last: str) -> str:
         """The statement that inserts some impressions."""
-        row = ", ".join((*self.categories.values(), *self.numbers.values()))
-        return _IMPRESSIONS.format(row=row, first=first, last=last)
+        return _IMPRESSIONS.format(row=self.row(), first=first, last=last)
 
     @staticmethod
     def outcomes(first: str, last: str) -> str:
