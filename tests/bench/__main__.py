@@ -1,6 +1,6 @@
 """`make bench NAME=...`: runs one benchmark, prints its table, writes build/bench/NAME.json.
 
-What takes long or needs more is done on demand: `make bench NAME='stream log'`.
+What takes long or needs more is done on demand: `make bench NAME='stream log debezium'`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 NAMES = ("accuracy", "categories", "delays", "flights", "models", "passes", "rebuild", "stream", "window")
-ON_DEMAND = {"stream": ("log",)}
+ON_DEMAND = {"stream": ("log", "debezium")}
 
 
 def main() -> int:

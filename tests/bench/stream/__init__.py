@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.bench.stream.contenders import Took, handwritten, headrace, limit
+from tests.bench.stream.debezium import debezium, install, listen
 from tests.bench.stream.edge import edge
 from tests.bench.stream.history import copied, imported
 from tests.bench.stream.live import challengers, latency
@@ -22,16 +23,23 @@ CHANGES = 400_000
 RUNS = 5
 _SIZE = 50  # half of the changes of a transaction
 _LIVE_SECONDS = 20
-_PEERS = {"limit": "the limit", "handwritten": "by hand"}
+_PEERS = {"limit": "the limit", "handwritten": "by hand", "debezium": "Debezium"}
 
 
 def run(*more: str, changes: int = CHANGES, runs: int = RUNS) -> dict[str, Any]:
-    """Run the benchmark and print its tables; `log` reads at the edge of a log of 50 million entries too."""
+    """Run the benchmark and print its tables, on demand also with a `log` of 50 million entries, and with `debezium`."""
     result: dict[str, Any] = {"changes": changes, "runs": runs}
     with stage() as on:
         on.fill(changes, size=_SIZE)
         result["settings"] = on.settings()
-        result |= _contest(on, runs, {"limit": limit, "headrace": headrace, "handwritten": handwritten})
+        contenders = {"limit": limit, "headrace": headrace, "handwritten": handwritten}
+        if "debezium" in more:
+            if missing := install():
+                print(f"without Debezium: {missing}")
+            else:
+                listen(on)
+                contenders["debezium"] = debezium
+        result |= _contest(on, runs, contenders)
         result["latency_ms"] = latency(on, _LIVE_SECONDS)
         behind = challengers(on, _LIVE_SECONDS)
         imports = _contest(on, runs, {"limit": copied, "headrace": imported})

@@ -47,21 +47,28 @@ def _walsender(stage: Stage, slot: str) -> tuple[int, float]:
     return pids[0], began
 
 
-def _drained(stage: Stage, slot: str, name: str, argv: list[str], changes: int) -> tuple[Took, str]:
-    """A program reads changes from a copy of the slot until it ends; gives also what it printed."""
+def drained(stage: Stage, slot: str, name: str, argv: list[str], changes: int, **variables: str) -> tuple[Took, str]:
+    """A program reads changes from a copy of the slot until it ends; gives also the last line that it printed."""
     stage.fresh_slot(slot)
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, env=stage.environment, text=True)
-    sender, began = _walsender(stage, slot)
-    spent, me, before = 0.0, 0.0, cpu_of(process.pid)
-    while process.poll() is None:
-        spent, me = max(spent, cpu_of(sender)), max(me, cpu_of(process.pid) - before)
-        time.sleep(0.005)
-    seconds = time.monotonic() - began
-    said, _ = process.communicate()
+    log = stage.home / f"{slot}.log"
+    with log.open("w") as output:
+        environment = stage.environment | variables
+        process = subprocess.Popen(argv, env=environment, cwd=stage.home, stdout=output, stderr=output)
+    try:
+        sender, began = _walsender(stage, slot)
+        spent, me, before = 0.0, 0.0, cpu_of(process.pid)
+        while process.poll() is None:
+            spent, me = max(spent, cpu_of(sender)), max(me, cpu_of(process.pid) - before)
+            time.sleep(0.005)
+        seconds = time.monotonic() - began
+    finally:
+        process.kill()
+        process.wait()
+    said = log.read_text()
     if process.returncode != 0:
-        raise RuntimeError(f"{name} ended with {process.returncode}")
+        raise RuntimeError(f"{name} ended with {process.returncode}: {said[-2000:]}")
     stage.drop_slot(slot)
-    return Took(seconds, changes, {"walsender": spent, name: me}), said
+    return Took(seconds, changes, {"walsender": spent, name: me}), said.rpartition("\n")[0].rpartition("\n")[2]
 
 
 def limit(stage: Stage) -> Took:
@@ -70,7 +77,7 @@ def limit(stage: Stage) -> Took:
     argv = [str(find_binaries() / "pg_recvlogical"), "--dbname", stage.dsn("shop"), "--slot", "limit", "--start"]
     argv += ["--file", "/dev/null", "--endpos", stage.end_lsn, "--no-loop"]
     argv += [word for option in options for word in ("-o", option)]
-    return _drained(stage, "limit", "pg_recvlogical", argv, stage.changes)[0]
+    return drained(stage, "limit", "pg_recvlogical", argv, stage.changes)[0]
 
 
 def handwritten(stage: Stage) -> Took:
@@ -84,7 +91,7 @@ def handwritten(stage: Stage) -> Took:
     changes = min(stage.changes // 2, _BY_HAND)
     program = str(Path(__file__).with_name("handwritten.py"))
     argv = [sys.executable, "-P", program, stage.dsn("shop"), "handwritten", stage.stream.publication, str(changes)]
-    took, learned = _drained(stage, "handwritten", "loop", argv, changes)
+    took, learned = drained(stage, "handwritten", "loop", argv, changes)
     if int(learned) != (wanted := (changes - LAG) // 2):  # labels begin when there are so many events
         raise RuntimeError(f"the loop learned {int(learned):,} labels of {changes:,} changes, expected {wanted:,}")
     return took
