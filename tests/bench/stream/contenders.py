@@ -89,7 +89,7 @@ def handwritten(stage: Stage) -> Took:
         When it left labels out that it has seen the events of.
     """
     changes = min(stage.changes // 2, _BY_HAND)
-    program = str(Path(__file__).with_name("handwritten.py"))
+    program = str(Path(__file__).with_name("by_hand.py"))
     argv = [sys.executable, "-P", program, stage.dsn("shop"), "handwritten", stage.stream.publication, str(changes)]
     took, learned = drained(stage, "handwritten", "loop", argv, changes)
     if int(learned) != (wanted := (changes - LAG) // 2):  # labels begin when there are so many events

@@ -2,7 +2,7 @@
 
 psycopg2 hands over one message of pgoutput at a time, rows become dicts, events wait in a dict for their label, and a label
 asks the pipeline for a probability and teaches it. Nothing of it is durable: what waits and what was learned go with the
-process. A program of its own: `handwritten.py DSN SLOT PUBLICATION CHANGES` reads so many changes, prints how many labels
+process. A program of its own: `by_hand.py DSN SLOT PUBLICATION CHANGES` reads so many changes, prints how many labels
 it learned, and ends.
 """
 
