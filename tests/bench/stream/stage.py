@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import psycopg2
+from tests.bench.stream.shop import LAG, NARROW, Shape
 from tests.system.workers import Worker
 
 from headrace.cli.run import register
@@ -28,71 +29,6 @@ from headrace.store.embedded import EmbeddedPostgres
 from headrace.store.migrate import migrate
 
 HISTORY = 2_000  # events, labelled, before the changes
-_DEFINITION = '''
-"""Will this impression be clicked?"""
-
-from datetime import timedelta
-
-from headrace import Label, Policy, Source, Stream, category, col, number, recipes
-
-stream = Stream(
-    name="ads",
-    source=Source(conn_id="shop", table="public.impressions", key="impression_id", event_time="shown_at"),
-    label=Label(
-        table="public.outcomes",
-        key="impression_id",
-        value=col("clicked"),
-        label_time="told_at",
-        window=timedelta(days=1),
-        if_missing="drop",
-    ),
-    features=[category("site", "campaign", "device"), number("u", "v", "w")],
-    champion=recipes.ftrl(),
-    policy=Policy(epoch_labels=500, epoch_time=timedelta(days=30)),
-)
-'''
-_TABLES = """
-CREATE TABLE impressions (impression_id bigint PRIMARY KEY, shown_at timestamptz NOT NULL, site text, campaign text,
-    device text, u float8, v float8, w float8);
-CREATE TABLE outcomes (impression_id bigint PRIMARY KEY, clicked boolean, told_at timestamptz NOT NULL);
-CREATE PROCEDURE live(first bigint, last bigint, size int, lag bigint) LANGUAGE plpgsql AS $$
-DECLARE
-    i bigint := first;
-BEGIN
-    WHILE i <= last + lag LOOP  -- half of a transaction's rows are impressions, half outcomes of those `lag` before
-        INSERT INTO impressions
-            SELECT k, timestamptz '2026-01-01Z' + k * interval '10 ms', 'site ' || k * 7919 % 1000,
-                'campaign ' || k * 104729 % 5000, (ARRAY['phone', 'tablet', 'desktop'])[1 + k % 3], (k * 13 % 997) / 100.0,
-                (k * 15 % 997) / 100.0, (k * 17 % 997) / 100.0
-            FROM generate_series(i, least(i + size - 1, last)) AS k;
-        INSERT INTO outcomes
-            SELECT k, (k * 7919 % 1000 + k * 31 % 97) % 11 = 0, timestamptz '2026-01-01Z' + (k + lag) * interval '10 ms'
-            FROM generate_series(greatest(i - lag, first), i - lag + size - 1) AS k;
-        COMMIT;
-        i := i + size;
-    END LOOP;
-END $$;
-CREATE PROCEDURE singly(first bigint, last bigint, lag bigint) LANGUAGE plpgsql AS $$
-DECLARE
-    i bigint := first;
-BEGIN
-    WHILE i <= last + lag LOOP
-        IF i <= last THEN
-            INSERT INTO impressions SELECT k, timestamptz '2026-01-01Z' + k * interval '10 ms', 'site ' || k * 7919 % 1000,
-                'campaign ' || k * 104729 % 5000, (ARRAY['phone', 'tablet', 'desktop'])[1 + k % 3], (k * 13 % 997) / 100.0,
-                (k * 15 % 997) / 100.0, (k * 17 % 997) / 100.0
-                FROM (SELECT i AS k) AS one;
-            COMMIT;
-        END IF;
-        IF i - lag >= first THEN
-            INSERT INTO outcomes VALUES (i - lag, ((i - lag) * 7919 % 1000 + (i - lag) * 31 % 97) % 11 = 0,
-                timestamptz '2026-01-01Z' + i * interval '10 ms');
-            COMMIT;
-        END IF;
-        i := i + 1;
-    END LOOP;
-END $$;
-"""
 
 Cpu = dict[str, float]
 
@@ -104,6 +40,7 @@ class Stage:
     home: Path
     origin: EmbeddedPostgres
     platform: EmbeddedPostgres
+    shape: Shape
     workers: list[Worker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -111,7 +48,7 @@ class Stage:
         self.platform.create_database("headrace")
         (self.home / "streams").mkdir()
         file = self.home / "streams" / "ads.py"
-        file.write_text(_DEFINITION)
+        file.write_text(self.shape.definition())
         self.environment = os.environ | PINNED | {
             "HEADRACE_DSN": self.platform.dsn("headrace"),
             "HEADRACE_CONN_SHOP": self.origin.dsn("shop"),
@@ -119,10 +56,11 @@ class Stage:
             "HEADRACE_STREAMS": str(self.home / "streams"),
         }  # fmt: skip
         self.stream = load_file(file)
-        self.run("shop", _TABLES + source.statements(self.stream, "postgres"))
-        self.run("shop", "CALL live(1, %s, 100, 1000)", (HISTORY,))
+        self.run("shop", self.shape.tables() + source.statements(self.stream, "postgres"))
+        self.run("shop", "CALL live(1, %s, 100, %s)", (HISTORY, LAG))
         migrate(self.platform.dsn("headrace"))
         register(from_env(self.environment), self.platform.dsn("headrace"), ["ads"])
+        self.run("postgres", "CREATE DATABASE empty TEMPLATE headrace STRATEGY file_copy", on=self.platform)
         intake = self.start("intake", "ads")
         self.wait(lambda: intake.says("streaming ads"))
         self.end()
@@ -141,28 +79,36 @@ class Stage:
             with conn.cursor() as cursor:
                 cursor.execute("SET synchronous_commit = off")
                 if size:
-                    cursor.execute("CALL live(%s, %s, %s, 1000)", (first, last, size))
+                    cursor.execute("CALL live(%s, %s, %s, %s)", (first, last, size, LAG))
                 else:
-                    cursor.execute("CALL singly(%s, %s, 1000)", (first, last))
+                    cursor.execute("CALL singly(%s, %s, %s)", (first, last, LAG))
         self.end_lsn = self.ask("shop", "SELECT pg_current_wal_flush_lsn()")
         self.changes = 2 * (last - first + 1)
 
-    def fresh_slot(self, name: str) -> None:
-        """A slot that stands where `kept` does."""
+    def drop_slot(self, name: str) -> None:
+        """No such slot any more."""
         self.run(
             "shop", "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", (name,)
         )
+
+    def fresh_slot(self, name: str) -> None:
+        """A slot that stands where `kept` does."""
+        self.drop_slot(name)
         self.run("shop", "SELECT pg_copy_logical_replication_slot('kept', %s)", (name,))
 
-    def fresh_platform(self) -> None:
-        """The platform as it was before the changes."""
+    def fresh_platform(self, template: str = "base") -> None:
+        """The platform as it was before the changes, or, from `empty`, before the history."""
         self.run("postgres", "DROP DATABASE IF EXISTS headrace WITH (FORCE)", on=self.platform)
-        self.run("postgres", "CREATE DATABASE headrace TEMPLATE base STRATEGY file_copy", on=self.platform)
+        self.run("postgres", f"CREATE DATABASE headrace TEMPLATE {template} STRATEGY file_copy", on=self.platform)
         self.run("postgres", "CHECKPOINT", on=self.platform)
 
-    def start(self, *words: str) -> Worker:
-        """Start a headrace process."""
-        self.workers.append(Worker(self.home, self.environment, *words))
+    def rows(self) -> int:
+        """The application's rows: each is an entry of the log."""
+        return int(self.ask("shop", "SELECT (SELECT count(*) FROM impressions) + (SELECT count(*) FROM outcomes)"))
+
+    def start(self, *words: str, program: str | None = None) -> Worker:
+        """Start a headrace process, or a program that makes one of itself."""
+        self.workers.append(Worker(self.home, self.environment, *words, program=program))
         return self.workers[-1]
 
     def end(self) -> None:
@@ -207,13 +153,13 @@ class Stage:
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
+def stage(shape: Shape = NARROW) -> Iterator[Stage]:
     """Build one and take it down."""
     with tempfile.TemporaryDirectory(prefix="headrace-stream-", dir="/tmp") as folder:
         home = Path(folder)
         home.chmod(0o755)
         with EmbeddedPostgres(home / "source") as origin, EmbeddedPostgres(home / "platform") as platform:
-            made = Stage(home, origin, platform)
+            made = Stage(home, origin, platform, shape)
             try:
                 yield made
             finally:
