@@ -28,7 +28,7 @@ from headrace.store import source
 from headrace.store.copyboth import FULL, KEEPALIVE, NOTHING, PASSED, CopyBoth, Inbox
 
 _CHUNK_BYTES = 4 * 1024 * 1024
-_CHUNK_MESSAGES = 25_000
+_CHUNK_MESSAGES = 60_000
 _STEP_BYTES = 256 * 1024  # that are received before others get their turn
 _LET_IN = 0.00005  # seconds
 _SIGN_SECONDS = 2.0  # after which the source hears that somebody reads
