@@ -70,7 +70,6 @@ def log_of(data: flights.Flights, since: int, *, minutes: bool = False) -> LogBa
         label_kind=np.full(len(by_seq), LabelKind.OBSERVED, dtype=np.int64),
         y=late[by_seq].astype(np.float64),
         y_before=np.full(len(by_seq), np.nan),
-        label_time=landed[mine][by_seq],
         clock_labels=landed[mine][by_seq],
         clock_corrected=np.zeros(len(by_seq), dtype=np.int64),
         corrects_timeout=np.zeros(len(by_seq), dtype=np.bool_),

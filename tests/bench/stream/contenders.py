@@ -15,7 +15,7 @@ from tests.bench.stream.stage import Cpu, Stage, cpu_of
 
 from headrace.store.embedded import find_binaries
 
-_BY_HAND = 50_000  # changes at most: it would take minutes for all
+_BY_HAND = 100_000  # changes at most: all would take it long
 
 
 @dataclass(frozen=True)

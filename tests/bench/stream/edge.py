@@ -1,7 +1,7 @@
 """What a learner waits for when it reads the log's newest entries: of a log of 100 thousand, and of one of 50 million.
 
 The log is written by SQL, one partition after the other, in commits of 20 entries, and gets the statistics that autovacuum
-would give it: those of its partitions, none of the whole. The long one takes a quarter of an hour and some 15 GB of disk.
+would give it: those of its partitions, none of the whole. The long one takes ten minutes and 10 GB of disk.
 """
 
 from __future__ import annotations
