@@ -85,7 +85,6 @@ class LogBatch:
     label_kind: NDArray[np.int64]  # LabelKind
     y: NDArray[np.float64]  # NaN: no value (dropped time-out, deleted label)
     y_before: NDArray[np.float64]  # corrections: the value before
-    label_time: NDArray[np.int64]
     clock_labels: NDArray[np.int64]
     clock_corrected: NDArray[np.int64]  # corrections: the watermark of the label that they replace
     corrects_timeout: NDArray[np.bool_]  # corrections of a label that never came, not of one that was observed

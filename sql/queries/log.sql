@@ -32,8 +32,8 @@ ON CONFLICT (stream, origin) DO UPDATE SET received = a.received + excluded.rece
     quarantined = a.quarantined + excluded.quarantined, ignored = a.ignored + excluded.ignored,
     timeouts = a.timeouts + excluded.timeouts, doubled = a.doubled + excluded.doubled;
 
--- notify: wake the learners of a stream
-SELECT pg_notify(%(channel)s, '');
+-- notify: wake the learners of a stream, and tell how far its log goes by now
+SELECT pg_notify(%(channel)s, %(told)s);
 
 -- add_epoch: an epoch that the entries of this transaction filled
 INSERT INTO headrace.epochs (stream, epoch, seq_first, seq_last, labels, watermark_first, watermark_last)
@@ -110,13 +110,17 @@ COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq > {after} AND seq <= 
 -- read_events_by_seq: some events in order
 COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq = ANY ({seqs}) ORDER BY seq) TO STDOUT (FORMAT binary);
 
--- read_labels: a range of labels in order; of a correction also the watermark of the label that it replaces, and whether that was a time-out
+-- read_labels: a range of labels in order
 COPY (
-    SELECT seq, event_seq, CASE kind WHEN 'observed' THEN 0 WHEN 'timeout' THEN 1 ELSE 2 END, y, y_before, label_time,
-        CASE WHEN corrects IS NOT NULL THEN
-            (SELECT s.watermark FROM {schema}.segments AS s WHERE s.seq_first <= corrects ORDER BY s.seq_first DESC LIMIT 1) END,
-        corrects IS NOT NULL AND EXISTS (SELECT FROM {schema}.labels AS c WHERE c.seq = l.corrects AND c.kind = 'timeout')
-    FROM {schema}.labels AS l WHERE seq > {after} AND seq <= {upto} ORDER BY seq
+    SELECT seq, event_seq, CASE kind WHEN 'observed' THEN 0 WHEN 'timeout' THEN 1 ELSE 2 END, y, y_before, corrects
+    FROM {schema}.labels WHERE seq > {after} AND seq <= {upto} ORDER BY seq
+) TO STDOUT (FORMAT binary);
+
+-- read_corrected: of labels that corrections replace the watermark, and whether they were time-outs; for it all partitions are planned
+COPY (
+    SELECT (SELECT s.watermark FROM {schema}.segments AS s WHERE s.seq_first <= t.seq ORDER BY s.seq_first DESC LIMIT 1),
+        EXISTS (SELECT FROM {schema}.labels AS c WHERE c.seq = t.seq AND c.kind = 'timeout')
+    FROM unnest({seqs}) WITH ORDINALITY AS t (seq, place) ORDER BY place
 ) TO STDOUT (FORMAT binary);
 
 -- follow_labels: what a join must know of a range of labels
@@ -134,5 +138,7 @@ COPY (
 ) TO STDOUT (FORMAT binary);
 
 -- read_epochs: the epochs that end within a range of seq
-SELECT epoch, seq_first, seq_last, labels, watermark_first, watermark_last
-FROM headrace.epochs WHERE stream = %(stream)s AND seq_last > %(after)s AND seq_last <= %(upto)s ORDER BY epoch;
+COPY (
+    SELECT epoch, seq_first, seq_last, labels, watermark_first, watermark_last
+    FROM headrace.epochs WHERE stream = {stream} AND seq_last > {after} AND seq_last <= {upto} ORDER BY epoch
+) TO STDOUT (FORMAT binary);

@@ -18,6 +18,9 @@ SELECT holder, backend_pid, renewed_at FROM headrace.leases WHERE stream = %(str
 -- check_lease: whether the role is still the caller's; the row may be renewed meanwhile, but not be deleted
 SELECT token FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s FOR KEY SHARE;
 
+-- keep_lease: the same, and an error if it is not
+SELECT headrace.keep_lease(%(stream)s, %(role)s, %(token)s);
+
 -- renew_lease: the holder lives
 UPDATE headrace.leases SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + %(lease)s
 WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s;

@@ -67,7 +67,6 @@ class Log:
             label_kind=part["kind"],
             y=part["y"],
             y_before=part["before"],
-            label_time=part["time"],
             clock_labels=self.clock[part["seq"]],
             clock_corrected=self.clock[part["corrects"]],
             corrects_timeout=np.isin(part["corrects"], self.labels["seq"][self.labels["kind"] == LabelKind.TIMEOUT]),

@@ -10,11 +10,11 @@ from contextlib import closing
 import psycopg2
 import pytest
 from psycopg2 import errors, sql
-from psycopg2.extensions import STATUS_BEGIN
+from psycopg2.extensions import STATUS_READY
 from psycopg2.extensions import connection as Connection
 
 from headrace.store import db
-from headrace.store.copyout import copy_out
+from headrace.store.copyout import copies_out, copy_out
 from headrace.store.embedded import EmbeddedPostgres
 
 
@@ -44,12 +44,16 @@ def test_it_gives_what_psycopg2_gives(conn: Connection, query: str) -> None:
     assert copy_out(conn, sql.SQL(text)).tobytes() == as_psycopg2(conn, text)
 
 
-def test_it_runs_in_a_transaction_that_psycopg2_ends(conn: Connection) -> None:
-    seen = copy_out(conn, sql.SQL("COPY (SELECT now()) TO STDOUT")).tobytes()
-    assert conn.status == STATUS_BEGIN
-    assert copy_out(conn, sql.SQL("COPY (SELECT now()) TO STDOUT")).tobytes() == seen, "of the same transaction"
-    conn.commit()
-    assert copy_out(conn, sql.SQL("COPY (SELECT now()) TO STDOUT")).tobytes() != seen
+def test_it_is_part_of_a_transaction_that_is_open(conn: Connection) -> None:
+    now = sql.SQL("COPY (SELECT now()) TO STDOUT")
+    first, second = copies_out(conn, [now, sql.SQL("COPY (SELECT now(), 2) TO STDOUT")])
+    assert second.tobytes() == first.tobytes().strip() + b"\t2\n", "one transaction of their own"
+    assert conn.status == STATUS_READY
+    assert copy_out(conn, now).tobytes() != first.tobytes()
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT now()::text || E'\\n'")
+        ((begun,),) = cursor.fetchall()
+    assert copy_out(conn, now).tobytes().decode() == begun
 
 
 @pytest.mark.parametrize(

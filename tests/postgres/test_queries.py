@@ -21,6 +21,7 @@ from headrace.store.queries import SQL, all_queries, query
 COLUMNS = sql.SQL("key, event_time, colour, place, size")
 PARTS: dict[str, sql.Composable] = {
     "schema": sql.Identifier("small"),
+    "stream": sql.Literal("small"),
     "columns": COLUMNS,
     "key_type": sql.SQL("bigint"),
     "name": sql.Identifier("events_000009"),

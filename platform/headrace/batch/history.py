@@ -34,6 +34,7 @@ from headrace.store import db, log, source
 from headrace.store.changes import PATIENCE
 from headrace.store.leases import Lease
 from headrace.store.queries import all_queries
+from headrace.store.script import Script
 
 TICK = 60_000_000  # stream time that one commit of history spans at most: the watermark's grain, in microseconds
 _CHUNK = 50_000  # rows of a table at a time
@@ -260,18 +261,21 @@ def _load(
     with db.transaction(conn):
         lease.check(conn)
         join, appender = log.open_log(conn, stream, columns)
+        script = Script(conn)
         for events, labels in stretches(*spools):
-            counts = append(conn, appender, join, Admission(stream, columns), events, labels, lsn, now)
+            counts = append(conn, script, appender, join, Admission(stream, columns), events, labels, lsn, now)
             sums += counts
             done += counts.received
             progress("writing the log", done, total)
-        log.move(conn, stream.name, join, feed, lsn=lsn, commit_time=now, received_at=now)
-        db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
+        log.move(script, stream.name, join, feed, lsn=lsn, commit_time=now, received_at=now)
+        log.notify(script, stream.name, join)
+        script.run()
     return Imported(sums.events, sums.labels, sums.quarantined, sums.held)
 
 
 def append(
     conn: Connection,
+    script: Script,
     appender: log.Appender,
     join: Join,
     admission: Admission,
@@ -281,7 +285,7 @@ def append(
     now: datetime,
     origin: str = "history",
 ) -> Counts:
-    """One stretch of rows in order of time into the log, in the caller's transaction."""
+    """One stretch of rows in order of time into the log, by a script in the caller's transaction."""
     times = np.concatenate([events[1], labels[1]])
     split = len(events[1])
     # Order: time, event before label, key; both tables come in order of time and key.
@@ -295,4 +299,5 @@ def append(
         admission.doubled += len(labels[0])
     chunk = admission.chunk(np.full(len(ticks), -(2**63)))
     commits = log.Commits.alike(source.lsn_number(lsn), micros(now), len(ticks))
-    return appender.append(conn, join.run(chunk, partial(appender.past, conn)), admission, commits, origin)
+    parts = join.run(chunk, partial(appender.past, script))
+    return appender.append(conn, script, parts, admission, commits, origin)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -39,6 +39,7 @@ from headrace.store.changes import PATIENCE
 from headrace.store.leases import Lease
 from headrace.store.log import Appender, Position
 from headrace.store.queries import all_queries
+from headrace.store.script import Script
 
 
 @dataclass(frozen=True)
@@ -148,17 +149,20 @@ def _close(
         join, appender = log.open_log(conn, stream, columns)
         appender.resume(conn, join, at)
         first = join.seq + 1
-        known = _Known(conn, stream, columns[0], appender, join)
+        known, script = _Known(conn, stream, columns[0], appender, join), Script(conn)
         for events, labels in stretches(*spools):
             done += len(events[0]) + len(labels[0])
             new = known.new_events(events)
             told = known.labels_of(labels, new)
-            counts = append(conn, appender, join, Admission(stream, columns), new, told, lsn, now, "resync")
+            counts = append(conn, script, appender, join, Admission(stream, columns), new, told, lsn, now, "resync")
+            script.run()
             sums += counts
             progress("closing the gap", done, total)
-        sums += _take_back(conn, appender, join, stream, columns, spools, lsn, now)
-        db.run(conn, "add_accounting", {"stream": stream.name, "origin": "resync", **asdict(known.left_out)})
-        log.move(conn, stream.name, join, feed, lsn=lsn, commit_time=now, received_at=now)
+        sums += _take_back(conn, script, appender, join, stream, columns, spools, lsn, now)
+        script.add("add_accounting", {"stream": stream.name, "origin": "resync", **vars(known.left_out)})
+        log.move(script, stream.name, join, feed, lsn=lsn, commit_time=now, received_at=now)
+        log.notify(script, stream.name, join)
+        script.run()
         made = Resynced(
             lsn_from=at.lsn,
             lsn_to=lsn,
@@ -176,8 +180,7 @@ def _close(
         )
         db.run(conn, "add_gap", {"stream": stream.name, **vars(made)})
         db.run(conn, "close_incidents", {"stream": stream.name, "role": "intake"})
-        db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
-    return made
+        return made
 
 
 class _Known:
@@ -230,7 +233,7 @@ class _Known:
     def _logged(self, rows: Rows, key: str) -> NDArray[np.bool_]:
         wires = _wires(rows, key, self._key)
         asked = [w for w in dict.fromkeys(wires) if w is not None and not self._join.remembers(w)]
-        past = self._appender.past(self._conn, asked, self._join.remembers_from)
+        past = self._appender.past(Script(self._conn), asked, self._join.remembers_from)
         return np.array([w is not None and (self._join.remembers(w) or w in past) for w in wires], dtype=np.bool_)
 
     def _unwanted(self, rows: Timed, key: str, tables: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
@@ -263,6 +266,7 @@ def _some(rows: Timed, index: NDArray[np.intp]) -> Timed:
 
 def _take_back(
     conn: Connection,
+    script: Script,
     appender: Appender,
     join: Join,
     stream: Stream,
@@ -287,5 +291,6 @@ def _take_back(
     zeros = np.zeros(cells.rows, dtype=np.int64)
     admission.unlabels(Stretch(Rows(cells, {name: (0, key.type_oid)}), np.arange(cells.rows), zeros, zeros))
     chunk = admission.chunk(np.full(1, -(2**63)))
-    parts = join.run(chunk, partial(appender.past, conn))
-    return appender.append(conn, parts, admission, log.Commits.alike(source.lsn_number(lsn), micros(now)), "resync")
+    parts = join.run(chunk, partial(appender.past, script))
+    commits = log.Commits.alike(source.lsn_number(lsn), micros(now))
+    return appender.append(conn, script, parts, admission, commits, "resync")

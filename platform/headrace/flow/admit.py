@@ -66,6 +66,20 @@ class Stretch:
         return Stretch(self.rows.take(index), self.order[index], self.commit[index], self.commit_time[index], identity)
 
 
+@dataclass(frozen=True)
+class Gates:
+    """The checks of a stream's tables, and of updates of its events' table."""
+
+    event: Gate
+    label: Gate
+    update: Gate
+
+    @classmethod
+    def of(cls, stream: Stream) -> Gates:
+        """As its definition asks for."""
+        return cls(event_gate(stream), label_gate(stream), update_gate(stream))
+
+
 @dataclass
 class _Part:
     order: Ints  # position among all changes of the stretch
@@ -99,10 +113,10 @@ class Admission:
     _parts: list[_Part] = field(default_factory=list)
     _rows: list[Rows] = field(default_factory=list)  # of the groups
     _next_row: int = 0
+    gates: Gates | None = None  # made if they are not at hand
 
     def __post_init__(self) -> None:
-        self._gates = {"event": event_gate(self.stream), "label": label_gate(self.stream)}
-        self._gates["update"] = update_gate(self.stream)
+        self._gates = self.gates or Gates.of(self.stream)
 
     def ignore(self, count: int) -> None:
         """Count changes that mean nothing for the stream, such as the delete of an event's row."""
@@ -136,7 +150,7 @@ class Admission:
         self._next_row += len(rows)
         self.groups.append((first, [fields[c.source] for c in self.columns]))
         self._rows.append(rows)
-        kept = self._pass(stretch, self._gates["event"], source.table, source.key)
+        kept = self._pass(stretch, self._gates.event, source.table, source.key)
         keys = fields[source.key]
         self._add(
             stretch.take(kept),
@@ -180,7 +194,7 @@ class Admission:
         )
         self._refuse(stretch, np.flatnonzero(moved), source.table, f"immutable({source.key})", reason)
         fields, stretch = self._conform(stretch.take(np.flatnonzero(~moved)), source.table, source.key, wanted)
-        kept = self._pass(stretch, self._gates["update"], source.table, source.key)
+        kept = self._pass(stretch, self._gates.update, source.table, source.key)
         if self.stream.own_row:
             self._answers(stretch, kept, fields[source.key])
         else:
@@ -194,7 +208,7 @@ class Admission:
         wanted = {key: self.columns[0].type_oid, label.label_time: TIMESTAMPTZ, label.value.column: 0}
         fields, stretch = self._conform(stretch, table, key, wanted)
         self._leave_behind(stretch)
-        kept = self._pass(stretch, self._gates["label"], table, key)
+        kept = self._pass(stretch, self._gates.label, table, key)
         self._answers(stretch, kept, fields[key])
 
     def _leave_behind(self, stretch: Stretch) -> None:
@@ -343,13 +357,17 @@ class Admission:
         if not len(rows):
             return np.zeros(0, dtype=np.int64)
         verdict = gate.check(rows, stretch.commit_time)
-        refused = np.flatnonzero(verdict >= 0)
+        if not (broke := verdict >= 0).any():
+            return np.arange(len(rows))
+        refused = np.flatnonzero(broke)
         broken = zip(verdict[refused].tolist(), stretch.commit[refused].tolist(), rows.contents(refused), strict=True)
         for rule, commit, content in broken:
             self.refusals.append(Refusal(relation, content[key], *gate.explain(content, rule), content, commit))
         return np.flatnonzero(verdict < 0)
 
     def _refuse(self, stretch: Stretch, index: NDArray[np.intp], relation: str, expectation: str, reason: str) -> None:
+        if not len(index):
+            return
         rows = stretch.rows
         name = self.stream.source.key if relation == self.stream.source.table else self.stream.label_key
         for commit, content in zip(stretch.commit[index].tolist(), rows.contents(index), strict=True):

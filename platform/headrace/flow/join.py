@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,7 @@ class Counts:
     doubled: int = 0  # changes that brought two things, such as an event with its label: `received` has them twice
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Counts(*map(add, vars(self).values(), vars(other).values()))
 
 
 @dataclass

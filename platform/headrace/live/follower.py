@@ -177,7 +177,9 @@ class Follower:
             cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"headrace_{self.stream}")))
         while not stop():
             conn.notifies.clear()  # before the look: what comes during it wakes us again
-            if not self.step(conn) and not conn.notifies:
+            worked = self.step(conn)
+            conn.poll()  # what came while the log was read is with libpq already
+            if not worked and not conn.notifies:
                 select.select([conn], [], [], _POLL)
                 conn.poll()
 

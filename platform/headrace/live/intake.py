@@ -23,7 +23,7 @@ from psycopg2.extensions import connection as Connection
 from headrace.definition.stream import Stream
 from headrace.errors import SeamError, ServerError, SourceError
 from headrace.events import LogColumn, micros, moment
-from headrace.flow.admit import Admission, Stretch
+from headrace.flow.admit import Admission, Gates, Stretch
 from headrace.flow.copybinary import pack
 from headrace.flow.gate import Rows
 from headrace.flow.join import Join, Joined, rehearse
@@ -32,6 +32,7 @@ from headrace.flow.pgtypes import BOOL, TIMESTAMPTZ
 from headrace.store import copyboth, db, log, source
 from headrace.store.changes import PATIENCE, Large, Reader
 from headrace.store.leases import Lease
+from headrace.store.script import Script
 
 logger = logging.getLogger(__name__)
 
@@ -42,26 +43,31 @@ _NO_CLOCK = -(2**63)
 Index = NDArray[np.intp]
 
 
-def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages) -> Admission:
+def admit(stream: Stream, columns: tuple[LogColumn, ...], messages: Messages, gates: Gates | None = None) -> Admission:
     """The changes of a stretch of the change stream, through the gate; what cannot be used is refused, never skipped."""
-    admission = Admission(stream, columns)
+    admission = Admission(stream, columns, gates=gates)
     for changes in messages.changes:
         table = f"{changes.relation.namespace or 'pg_catalog'}.{changes.relation.name}"
         inserted, updated, deleted = (np.flatnonzero(changes.kind == kind) for kind in (INSERT, UPDATE, DELETE))
         nameless, updated = _nameless(changes, updated, stream.source.key if stream.own_row else stream.label_key)
         if table == stream.source.table:
-            if stream.own_row:
+            if not stream.own_row:  # the row has nothing but features, which stay as they were
+                nameless, updated = nameless[:0], np.union1d(nameless, updated) if len(nameless) else updated
+            if len(nameless):
                 admission.nameless(_stretch(changes, messages, nameless))
-            else:  # the row has nothing but features, which stay as they were
-                updated = np.union1d(nameless, updated)
-            admission.events(_stretch(changes, messages, inserted))
+            if len(inserted):
+                admission.events(_stretch(changes, messages, inserted))
             admission.ignore(len(deleted))
             for part in _by_identity(changes, updated):
                 admission.updates(_stretch(changes, messages, part))
         elif table == stream.label_table:
-            admission.nameless(_stretch(changes, messages, nameless))
-            admission.labels(_stretch(changes, messages, np.union1d(inserted, updated)))
-            admission.unlabels(_stretch(changes, messages, deleted, old=True))
+            if len(nameless):
+                admission.nameless(_stretch(changes, messages, nameless))
+            told = np.union1d(inserted, updated) if len(updated) else inserted
+            if len(told):
+                admission.labels(_stretch(changes, messages, told))
+            if len(deleted):
+                admission.unlabels(_stretch(changes, messages, deleted, old=True))
         else:
             known = f"{stream.source.table} and {stream.label_table}"
             reason = (
@@ -135,6 +141,11 @@ class Standing:
     columns: tuple[LogColumn, ...]
     join: Join
     appender: log.Appender
+    gates: Gates
+
+    def admit(self, messages: Messages) -> Admission:
+        """As `admit`, by its definition."""
+        return admit(self.stream, self.columns, messages, self.gates)
 
     def follow(self, conn: Connection) -> int:
         """Take over what the log has by now; gives the seq that it has come to."""
@@ -148,7 +159,7 @@ class Standing:
 def standing(conn: Connection, stream: Stream, columns: tuple[LogColumn, ...]) -> Standing:
     """A join that knows nothing yet."""
     _rehearse(stream, columns)
-    known = Standing(stream, columns, *log.open_log(conn, stream, columns))
+    known = Standing(stream, columns, *log.open_log(conn, stream, columns), Gates.of(stream))
     conn.commit()
     return known
 
@@ -192,13 +203,13 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
     LeaseError
         When another process took the role.
     """
-    stream, columns, join, appender = known.stream, known.columns, known.join, known.appender
+    stream, join = known.stream, known.join
     at = log.position(conn, stream.name)
     if at is None:
         raise SourceError(
             f"stream {stream.name!r} has no history yet: `headrace intake {stream.name}` imports it first"
         )
-    appender.resume(conn, join, at)
+    known.appender.resume(conn, join, at)
     conn.commit()
     with closing(_watch(dsn)) as watch, source.replication(dsn) as cursor:
         with db.answering(watch, PATIENCE), db.answering(cursor.connection, PATIENCE):
@@ -223,9 +234,9 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
                 lease.pulse.beat()
                 read = reader.read(wait=0.5)
                 if isinstance(read, Large):
-                    reader.acknowledge(_write_large(conn, stream, columns, lease, join, appender, at, reader, read))
+                    reader.acknowledge(_write_large(conn, known, lease, at, reader, read))
                 elif read is not None:
-                    reader.acknowledge(_write(conn, stream, columns, lease, join, appender, at, read))
+                    reader.acknowledge(_write(conn, known, lease, at, read))
                 if reader.asked or time.monotonic() - looked > pause:
                     with db.answering(watch, patience):
                         kept, safe = _look(watch, stream, at.feed)
@@ -251,26 +262,18 @@ def _check_publication(watch: Connection, stream: Stream) -> None:
         raise SourceError("; ".join(f"{f.what}: {f.found}; {f.remedy}" for f in problems), state="publication")
 
 
-def _write(
-    conn: Connection,
-    stream: Stream,
-    columns: tuple[LogColumn, ...],
-    lease: Lease,
-    join: Join,
-    appender: log.Appender,
-    at: log.Position,
-    messages: Messages,
-) -> str:
+def _write(conn: Connection, known: Standing, lease: Lease, at: log.Position, messages: Messages) -> str:
     """One platform transaction; gives the position that it made durable."""
-    admission = admit(stream, columns, messages)
-    chunk = admission.chunk(clocks(messages, stream))
+    admission, script = known.admit(messages), Script(conn)
+    chunk = admission.chunk(clocks(messages, known.stream))
     commits = log.Commits(messages.transactions.end_lsn, messages.transactions.commit_time)
-    end = commits.lsn_text(-1)
+    end, join = commits.lsn_text(-1), known.join
     with db.transaction(conn):
-        lease.check(conn)
-        before, parts = join.seq, join.run(chunk, partial(appender.past, conn))
-        appender.append(conn, _alive(parts, lease), admission, commits, "stream")
-        _move(conn, stream, join, at, end, moment(int(commits.time[-1])), new=join.seq > before)
+        lease.keep(script)
+        before, parts = join.seq, join.run(chunk, partial(known.appender.past, script))
+        known.appender.append(conn, script, _alive(parts, lease), admission, commits, "stream")
+        _move(script, known, at, end, moment(int(commits.time[-1])), new=join.seq > before)
+        script.run()
     return end
 
 
@@ -282,53 +285,37 @@ def _alive(parts: Iterator[Joined], lease: Lease) -> Iterator[Joined]:
 
 
 def _write_large(
-    conn: Connection,
-    stream: Stream,
-    columns: tuple[LogColumn, ...],
-    lease: Lease,
-    join: Join,
-    appender: log.Appender,
-    at: log.Position,
-    reader: Reader,
-    large: Large,
+    conn: Connection, known: Standing, lease: Lease, at: log.Position, reader: Reader, large: Large
 ) -> str:
     """The same for a transaction that does not fit into memory: twice through it, since the watermark comes first."""
-    end, reach = source.lsn_text(large.end_lsn), _NO_CLOCK
+    end, reach, join, script = source.lsn_text(large.end_lsn), _NO_CLOCK, known.join, Script(conn)
     with closing(large):
         for messages, _ in large.parts():
-            chunk = admit(stream, columns, messages).chunk(clocks(messages, stream))
+            chunk = known.admit(messages).chunk(clocks(messages, known.stream))
             reach = max(reach, chunk.reach())
             lease.pulse.beat()
         before = join.seq
         with db.transaction(conn):
-            lease.check(conn)
+            lease.keep(script)
             for messages, last in large.parts():
-                admission = admit(stream, columns, messages)
-                chunk = admission.chunk(clocks(messages, stream))
-                parts = join.run(chunk, partial(appender.past, conn), goes_on=None if last else reach)
+                admission = known.admit(messages)
+                chunk = admission.chunk(clocks(messages, known.stream))
+                parts = join.run(chunk, partial(known.appender.past, script), goes_on=None if last else reach)
                 commits = log.Commits.alike(large.end_lsn, int(messages.transactions.commit_time[0]))
-                appender.append(conn, _alive(parts, lease), admission, commits, "stream")
-            _move(conn, stream, join, at, end, moment(int(commits.time[0])), new=join.seq > before)
+                known.appender.append(conn, script, _alive(parts, lease), admission, commits, "stream")
+            _move(script, known, at, end, moment(int(commits.time[0])), new=join.seq > before)
+            script.run()
         reader.done(large)
     logger.info("a transaction of %d entries is in the log, up to seq %d", join.seq - before, join.seq)
     return end
 
 
-def _move(
-    conn: Connection, stream: Stream, join: Join, at: log.Position, lsn: str, commit_time: datetime, *, new: bool
-) -> None:
+def _move(script: Script, known: Standing, at: log.Position, lsn: str, commit_time: datetime, *, new: bool) -> None:
     """Move the position, and wake who reads the log when it has new entries."""
-    log.move(
-        conn,
-        stream.name,
-        join,
-        at.feed,
-        lsn=lsn,
-        commit_time=commit_time,
-        received_at=datetime.now(UTC),
-    )
+    name, now = known.stream.name, datetime.now(UTC)
+    log.move(script, name, known.join, at.feed, lsn=lsn, commit_time=commit_time, received_at=now)
     if new:
-        db.run(conn, "notify", {"channel": f"headrace_{stream.name}"})
+        log.notify(script, name, known.join)
 
 
 def _look(watch: Connection, stream: Stream, feed: source.Feed) -> tuple[int | None, int | None]:

@@ -120,29 +120,34 @@ class Learner:
         self.conn.commit()
         self._pending = [(score, cost) for score, cost in self._pending if score.epoch.epoch > self._witness.stored]
 
-    def step(self) -> bool:
-        """Read and learn what the log has, one batch at most; False when there was nothing."""
-        position = log.position(self.conn, self.stream.name)
+    def step(self, edge: log.Edge | None = None) -> bool:
+        """Read and learn what the log has, one batch at most; False when there was nothing.
+
+        Parameters
+        ----------
+        edge
+            Where the log ends, as far as it is known already.
+        """
+        edge = edge or log.Edge.asked(self.conn, self.stream.name)
         at = self.live.progressive
-        if position is None or at.seq >= position.seq:
-            self.conn.commit()
-            self.caught_up = position is not None
+        if edge is None or at.seq >= edge.seq:
+            self.caught_up = edge is not None
             return False
         started, before = time.monotonic(), at.seq
-        upto = min(at.seq + self.batch, position.seq)
+        upto = min(at.seq + self.batch, edge.seq)
         batch, scores = read_on(self.conn, self.stream.name, self.columns, at, upto, states=False)
         self.conn.commit()
         ended = list(islice(scores, len(batch.epochs)))  # to the last one's end, where the state may be asked for
         if ended:
-            self._end(ended, at_edge=position.epoch.number == ended[-1].epoch.epoch + 1)
+            self._end(ended, at_edge=edge.epoch == ended[-1].epoch.epoch + 1)
         beyond = next(scores, None)  # learns what is left of the batch
         assert beyond is None
         self._through = batch.received_through
         seconds = time.monotonic() - started
         self._rate = (at.seq - before) / max(seconds, 1e-6)
-        if upto == position.seq and seconds < _EDGE_SECONDS:
+        if upto == edge.seq and seconds < _EDGE_SECONDS:
             self.caught_up = True
-        elif position.seq - at.seq > 2 * self.batch:
+        elif edge.seq - at.seq > 2 * self.batch:
             self.caught_up = False
         return True
 
@@ -228,13 +233,15 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
     conn.commit()
     logger.info("%s learns from seq %d on", learner.live.version.version, learner.live.progressive.seq + 1)
     while not stop():
+        edge = log.Edge.told(conn, learner.stream.name)
         conn.notifies.clear()  # before the look at the log: what is notified during it must wake us again
-        worked = learner.step()
+        worked = learner.step(edge)
         if time.monotonic() - reported > _REPORT_SECONDS:
             reported = time.monotonic()
             if learner.report() in ("retired", "rejected"):
                 logger.info("%s was retired: it learns no more", learner.live.version.version)
                 return
+        conn.poll()  # what came while the log was read is with libpq already: no `select` would wake for it
         if not worked and not conn.notifies:
             select.select([conn], [], [], _REPORT_SECONDS)
             conn.poll()

@@ -67,6 +67,7 @@ def stand_by(
                 with db.transaction(conn):
                     db.run(conn, "report_standby", {**me, "seq": seq})
                 reported = now
+            conn.poll()  # what came while the log was read is with libpq already
             if seq == before and not conn.notifies:
                 select.select([conn], [], [], _LOOK)
                 conn.poll()

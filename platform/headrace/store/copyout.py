@@ -1,17 +1,18 @@
-"""What a COPY ... TO STDOUT gives, in one buffer; no row becomes a Python object."""
+"""What COPY ... TO STDOUT gives, each in one buffer; no row becomes a Python object."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg2 import DatabaseError, OperationalError, errors, sql
-from psycopg2.extensions import STATUS_READY
+from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.models.text import kernel
 from headrace.store import libpq
+from headrace.store.script import error_of
 
 _COMMAND_OK, _COPY_OUT = 1, 3  # of ExecStatusType
 _FIRST_BYTES = 1 << 16
@@ -20,42 +21,36 @@ _functions = libpq.addresses("PQgetCopyData", "PQfreemem")
 
 
 def copy_out(conn: Connection, text: sql.Composable) -> NDArray[np.uint8]:
-    """Run a COPY ... TO STDOUT in the connection's transaction; gives its bytes.
+    """What one COPY ... TO STDOUT gives, see `copies_out`."""
+    (rows,) = copies_out(conn, [text])
+    return rows
+
+
+def copies_out(conn: Connection, texts: Sequence[sql.Composable]) -> list[NDArray[np.uint8]]:
+    """Run some COPY ... TO STDOUT together, in one round trip; gives the bytes of each.
+
+    They are part of the connection's transaction when one is open, and one of their own else.
 
     Raises
     ------
     psycopg2.Error
         What the server says against it, as psycopg2 would raise it.
     """
-    if conn.status == STATUS_READY and not conn.autocommit:
-        with conn.cursor() as cursor:
-            cursor.execute("SELECT")  # psycopg2 begins its transaction
-    handle = conn.pgconn_ptr
-    if not libpq.send_query(handle, text.as_string(conn).encode()):
-        raise OperationalError(libpq.what_failed(handle, None)[1])
-    result, rows = libpq.get_result(handle), np.empty(0, dtype=np.uint8)
-    if libpq.result_status(result) == _COPY_OUT:
+    handle, failed, given = conn.pgconn_ptr, None, []
+    if not libpq.send_query(handle, "; ".join(text.as_string(conn) for text in texts).encode()):
+        raise error_of(*libpq.what_failed(handle, None))
+    while result := libpq.get_result(handle):
+        status = libpq.result_status(result)
+        if status == _COPY_OUT:
+            given.append(_received(handle))
+        elif status != _COMMAND_OK and failed is None:
+            failed = libpq.what_failed(handle, result)
         libpq.clear(result)
-        rows = _received(handle)
-        result = libpq.get_result(handle)
-    failed = None if libpq.result_status(result) == _COMMAND_OK else libpq.what_failed(handle, result)
-    while result:
-        libpq.clear(result)
-        result = libpq.get_result(handle)
+        if failed is not None and failed[0] is None:
+            break  # the connection ended: there may be no last result
     if failed is not None:
-        code, said = failed
-        raise OperationalError(said or "the server ended the connection") if code is None else _error(code, said)
-    return rows
-
-
-def _error(code: str, said: str) -> Exception:
-    """The exception that psycopg2 has for an SQLSTATE."""
-    try:
-        error = errors.lookup(code)(said)
-    except KeyError:  # one of a newer server
-        error = DatabaseError(said)
-    error.__setstate__({"pgcode": code, "pgerror": said})  # type: ignore[no-untyped-call]
-    return error
+        raise error_of(*failed)
+    return given
 
 
 def _received(handle: int | None) -> NDArray[np.uint8]:

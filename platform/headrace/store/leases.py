@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from headrace.errors import LeaseError, ServerError
 from headrace.store import db
+from headrace.store.script import Script
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,14 @@ class Lease:
     former_walsender: int | None = None  # of who held it before: it may still hold the slot
     pulse: Pulse = field(default_factory=Pulse, compare=False)
 
+    @property
+    def _claim(self) -> dict[str, Any]:
+        return {"stream": self.stream, "role": self.role, "token": self.token}
+
+    def keep(self, script: Script) -> None:
+        """The same as `check`, of a script: its `run` raises the error."""
+        script.add("keep_lease", self._claim)
+
     def check(self, conn: Connection) -> None:
         """Whether the role is still ours, for the rest of the caller's transaction; call it in every one that writes.
 
@@ -67,8 +77,7 @@ class Lease:
         LeaseError
             When another process took the role: roll back, and end.
         """
-        params = {"stream": self.stream, "role": self.role, "token": self.token}
-        if db.row(conn, "check_lease", params) is None:
+        if db.row(conn, "check_lease", self._claim) is None:
             raise LeaseError(
                 f"lost the role {self.role!r} of stream {self.stream!r} to another process; nothing was written"
             )

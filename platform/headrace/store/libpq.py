@@ -31,7 +31,8 @@ def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
 
 
 send_query = _function("PQsendQuery", _int, _pointer, _text)
-put_copy_data = _function("PQputCopyData", _int, _pointer, _text, _int)
+put_copy_data = _function("PQputCopyData", _int, _pointer, _pointer, _int)
+put_copy_end = _function("PQputCopyEnd", _int, _pointer, _text)
 flush = _function("PQflush", _int, _pointer)
 get_result = _function("PQgetResult", _pointer, _pointer)
 result_status = _function("PQresultStatus", _int, _pointer)

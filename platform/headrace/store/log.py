@@ -38,19 +38,22 @@ from headrace.flow.copybinary import coded, encode, pack, unpack
 from headrace.flow.features import series
 from headrace.flow.join import Answer, Counts, Epoch, Held, Join, Joined, Past, new_join
 from headrace.flow.keys import Keys
-from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TIMESTAMPTZ, decode
+from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TIMESTAMPTZ, Column, decode
 from headrace.flow.steps import NO_TIME
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
-from headrace.store.copyout import copy_out
+from headrace.store.copyout import copies_out, copy_out
 from headrace.store.queries import all_queries, query
+from headrace.store.script import Script
 from headrace.store.source import Feed, lsn_text
 
 _LONG = 2_000  # entries, to read which the planner may think of a sort
+_READ = {"read_labels": 6, "read_segments": 3, "read_epochs": 6}  # what a batch has beside events, and its columns
+_EPOCH_TYPES = (INT4, INT8, INT8, INT4, TIMESTAMPTZ, TIMESTAMPTZ)
 _FOLLOW = 200_000  # entries that a join takes over at a time
 _ERASED = b"\0erased"  # what stands for the key of an event that was erased: no type has such wire bytes
 _KINDS = [kind.name.lower().encode() for kind in LabelKind]
-_COPIED = 1 << 18  # bytes that a COPY is given at a time
+_LARGE = 8 * 1024 * 1024  # bytes of a script that is run before it becomes larger
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,27 @@ class Position:
     consistent_lsn: str
     commit_time: datetime | None
     feed: Feed
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Where a stream's log ends."""
+
+    seq: int
+    epoch: int  # that is being filled
+
+    @classmethod
+    def told(cls, conn: Connection, stream: str) -> Edge | None:
+        """What the newest notification said, which `notify` sent; None when none has come since they were cleared."""
+        told = [n.payload.split() for n in conn.notifies if n.channel == f"headrace_{stream}"]
+        return cls(*map(int, told[-1])) if told else None
+
+    @classmethod
+    def asked(cls, conn: Connection, stream: str) -> Edge | None:
+        """What the database says; None before the history import is complete."""
+        at = position(conn, stream)
+        conn.commit()
+        return None if at is None else cls(at.seq, at.epoch.number)
 
 
 @dataclass(frozen=True)
@@ -162,14 +186,24 @@ class Appender:
         self.stream, self._hash, self._columns = stream, definition_hash, tuple(columns)
         self._partition = partition
         self._partitions: dict[str, set[str]] = {}
+        self._texts: dict[str, sql.SQL] = {}
 
     def append(
-        self, conn: Connection, parts: Iterable[Joined], admission: Admission, commits: Commits, origin: str
+        self,
+        conn: Connection,
+        script: Script,
+        parts: Iterable[Joined],
+        admission: Admission,
+        commits: Commits,
+        origin: str,
     ) -> Counts:
-        """Write what a chunk of commits added; the position is moved by `move`.
+        """Have a script write what a chunk of commits added; the position is moved by `move`.
 
         Parameters
         ----------
+        conn, script
+            The script's connection: partitions are made on it, and when the script becomes large it is run in the
+            transaction that is begun then.
         parts, admission
             What the join makes of the chunk, and the rows that it is made of.
         commits
@@ -185,31 +219,42 @@ class Appender:
         now = datetime.now(UTC)
         sums = Counts(admission.received, quarantined=len(admission.refusals))
         sums.ignored, sums.doubled = admission.ignored, admission.doubled
-        self._write_refusals(conn, admission.refusals, commits, origin, now)
+        self._write_refusals(script, admission.refusals, commits, origin, now)
         for joined in parts:
-            self._write(conn, joined, admission, commits, origin, now)
+            self._write(conn, script, joined, admission, commits, origin, now)
             sums += joined.counts
-        db.run(conn, "add_accounting", {"stream": self.stream, "origin": origin, **asdict(sums)})
+            if script.size > _LARGE:
+                script.begin()
+                script.run()
+        script.add("add_accounting", {"stream": self.stream, "origin": origin, **vars(sums)})
         return sums
 
     def _write(
-        self, conn: Connection, joined: Joined, admission: Admission, commits: Commits, origin: str, now: datetime
+        self,
+        conn: Connection,
+        script: Script,
+        joined: Joined,
+        admission: Admission,
+        commits: Commits,
+        origin: str,
+        now: datetime,
     ) -> None:
         seqs = [int(part[i, 0]) for part in (joined.events, joined.labels) if len(part) for i in (0, -1)]
         if seqs:
             self._make_room(conn, min(seqs), max(seqs))
-            self._write_events(conn, joined, admission.groups)
-            self._write_labels(conn, joined)
-        self._write_segments(conn, joined, commits, origin, now)
-        db.run_all(conn, "add_epoch", [{"stream": self.stream, **_epoch_params(epoch)} for epoch in joined.epochs])
+            self._write_events(script, joined, admission.groups)
+            self._write_labels(script, joined)
+        self._write_segments(script, joined, commits, origin, now)
+        for epoch in joined.epochs:
+            script.add("add_epoch", {"stream": self.stream, **_epoch_params(epoch)})
         refused = [admission.duplicate(row, commit) for row, commit in joined.duplicates]
         given_up = self._key_text([orphan.key for orphan in joined.orphans])
         refused += [admission.orphan(text, orphan) for text, orphan in zip(given_up, joined.orphans, strict=True)]
-        self._write_refusals(conn, refused, commits, origin, now)
-        self._write_held(conn, joined, commits, now)
+        self._write_refusals(script, refused, commits, origin, now)
+        self._write_held(script, joined, commits, now)
 
     def _write_refusals(
-        self, conn: Connection, refused: Sequence[Refusal], commits: Commits, origin: str, now: datetime
+        self, script: Script, refused: Sequence[Refusal], commits: Commits, origin: str, now: datetime
     ) -> None:
         if not refused:
             return
@@ -227,14 +272,20 @@ class Appender:
             )
             for r in refused
         )
-        self._copy_text(conn, "write_quarantine", rows)
+        text = "".join("\t".join(map(_text, row)) + "\n" for row in rows)
+        script.copy(self._query(script, "write_quarantine"), text.encode())
 
-    def past(self, conn: Connection, keys: Sequence[bytes], before: int) -> dict[bytes, Past]:
-        """What the log's entries before a seq say of events by their keys; their partitions are indexed."""
+    def past(self, script: Script, keys: Sequence[bytes], before: int) -> dict[bytes, Past]:
+        """What the log's entries before a seq say of events by their keys; their partitions are indexed.
+
+        Entries that the script has not written yet are among them.
+        """
         if not keys or not before:
             return {}
+        script.begin()
+        script.run()
         texts = self._key_text(keys)
-        with conn.cursor() as cursor:
+        with script.conn.cursor() as cursor:
             cursor.execute(self._typed("past_events", before=before), {"keys": texts})
             found = {key: Past(seq, self._answer(*label)) for key, seq, *label in cursor.fetchall()}
         return {wire: found[text] for wire, text in zip(keys, texts, strict=True) if text in found}
@@ -319,17 +370,26 @@ class Appender:
         deadlines, keys = decode(cells, 3, TIMESTAMPTZ).values.tolist(), cells.column(0)
         return {keys.bytes_at(i): Held(ys[i], times[i], deadlines[i]) for i in range(cells.rows)}
 
-    def _write_events(self, conn: Connection, joined: Joined, groups: Sequence[tuple[int, Sequence[Fields]]]) -> None:
+    def _query(self, script: Script, name: str, **parts: sql.Composable) -> sql.Composable:
+        """A named query of the stream's schema; the same each time."""
+        if name not in self._texts:
+            made = sql.SQL(all_queries()[name]).format(schema=sql.Identifier(self.stream), **parts)
+            self._texts[name] = sql.SQL(made.as_string(script.conn))
+        return self._texts[name]
+
+    def _write_events(self, script: Script, joined: Joined, groups: Sequence[tuple[int, Sequence[Fields]]]) -> None:
+        if not len(joined.events):
+            return
         seqs, rows = joined.events.T
         names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._columns)
-        text = sql.SQL(all_queries()["write_events"]).format(schema=sql.Identifier(self.stream), columns=names)
+        text = self._query(script, "write_events", columns=names)
         for first, fields in groups:
             mine = (rows >= first) & (rows < first + len(fields[0].length))
             if mine.any():
                 index = rows[mine] - first
-                copy_in(conn, text, [encode(seqs[mine], INT8), *(f.take(index) for f in fields)])
+                script.copy(text, pack([encode(seqs[mine], INT8), *(f.take(index) for f in fields)]))
 
-    def _write_labels(self, conn: Connection, joined: Joined) -> None:
+    def _write_labels(self, script: Script, joined: Joined) -> None:
         if not len(joined.labels):
             return
         seq, event, kind, corrects, time = joined.labels.T
@@ -343,9 +403,9 @@ class Appender:
             encode(corrects, INT8, corrects == 0),
             encode(time, TIMESTAMPTZ),
         ]
-        copy_in(conn, query("write_labels", self.stream), fields)
+        script.copy(self._query(script, "write_labels"), pack(fields))
 
-    def _write_segments(self, conn: Connection, joined: Joined, commits: Commits, origin: str, now: datetime) -> None:
+    def _write_segments(self, script: Script, joined: Joined, commits: Commits, origin: str, now: datetime) -> None:
         if not len(joined.segments):
             return
         first, last, commit, watermark = joined.segments.T
@@ -360,12 +420,11 @@ class Appender:
             coded([self._hash.encode()], same),
             coded([origin.encode()], same),
         ]
-        copy_in(conn, query("write_segments", self.stream), fields)
+        script.copy(self._query(script, "write_segments"), pack(fields))
 
-    def _write_held(self, conn: Connection, joined: Joined, commits: Commits, now: datetime) -> None:
+    def _write_held(self, script: Script, joined: Joined, commits: Commits, now: datetime) -> None:
         if joined.released:
-            with conn.cursor() as cursor:
-                cursor.execute(self._typed("release_labels"), {"keys": self._key_text(joined.released)})
+            script.add_text(self._typed("release_labels"), {"keys": self._key_text(joined.released)})
         if joined.held:
             params = {
                 "keys": self._key_text(list(joined.held)),
@@ -375,13 +434,7 @@ class Appender:
                 "lsns": [commits.lsn_text(commit) for commit, _ in joined.held.values()],
                 "received_at": now,
             }
-            with conn.cursor() as cursor:
-                cursor.execute(self._typed("hold_labels"), params)
-
-    def _copy_text(self, conn: Connection, name: str, lines: Any) -> None:
-        file = io.StringIO("".join("\t".join(map(_text, line)) + "\n" for line in lines))
-        with conn.cursor() as cursor:
-            cursor.copy_expert(query(name, self.stream), file)
+            script.add_text(self._typed("hold_labels"), params)
 
     def _typed(self, name: str, **parts: int) -> sql.Composable:
         composed = {k: sql.Literal(v) for k, v in parts.items()}
@@ -419,7 +472,7 @@ class Appender:
 
 
 def move(
-    conn: Connection,
+    script: Script,
     stream: str,
     join: Join,
     feed: Feed,
@@ -427,7 +480,7 @@ def move(
     commit_time: datetime | None,
     received_at: datetime | None,
 ) -> None:
-    """Move the stream's position to where the join stands, in the caller's transaction."""
+    """Have a script move the stream's position to where the join stands."""
     params = {
         "stream": stream,
         **vars(feed),
@@ -441,7 +494,12 @@ def move(
         "commit_time": commit_time,
         "received_at": received_at,
     }
-    db.run(conn, "move_position", params)
+    script.add("move_position", params)
+
+
+def notify(script: Script, stream: str, join: Join) -> None:
+    """Have a script wake who reads the log, and tell where it ends by then, see `Edge`."""
+    script.add("notify", {"channel": f"headrace_{stream}", "told": f"{join.seq} {join.epoch.number}"})
 
 
 def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int, upto: int) -> LogBatch:
@@ -457,9 +515,16 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
     long = upto - after > _LONG
     if long:
         db.run(conn, "read_in_order")
-    events, event_columns = _read_events(conn, "read_events", stream, columns, after=after, upto=upto)
-    labels = _unpack(conn, "read_labels", stream, 8, after=after, upto=upto)
-    segments = _unpack(conn, "read_segments", stream, 3, after=after, upto=upto)
+    bounds: dict[str, sql.Composable] = {
+        "after": sql.Literal(after),
+        "upto": sql.Literal(upto),
+        "stream": sql.Literal(stream),
+    }
+    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
+    texts = [_copy(name, stream, columns=names, **bounds) for name in ("read_events", *_READ)]
+    found, *others = copies_out(conn, texts)
+    events, event_columns = _decoded(found, columns)
+    labels, segments, epochs = (unpack(rows, width) for rows, width in zip(others, _READ.values(), strict=True))
     if long:
         db.run(conn, "read_in_any_order")
     starts, watermarks = decode(segments, 0, INT8).values, decode(segments, 1, TIMESTAMPTZ).values
@@ -471,8 +536,9 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
             f"the log of {stream!r} has {len(events) + len(label_seq)} entries from seq {after + 1} to {upto}, expected "
             f"{upto - after}: run `headrace check`"
         )
+    clock_corrected, corrects_timeout = _corrected(conn, stream, decode(labels, 5, INT8))
     received = decode(segments, 2, TIMESTAMPTZ).values
-    epochs = db.rows(conn, "read_epochs", {"stream": stream, "after": after, "upto": upto})
+    ends = zip(*(decode(epochs, at, oid).values.tolist() for at, oid in enumerate(_EPOCH_TYPES)), strict=True)
     return LogBatch(
         seq_first=after + 1,
         seq_last=upto,
@@ -485,11 +551,10 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
         label_kind=decode(labels, 2, INT4).values,
         y=decode(labels, 3, FLOAT8).to_float(),
         y_before=decode(labels, 4, FLOAT8).to_float(),
-        label_time=decode(labels, 5, TIMESTAMPTZ).values,
-        clock_corrected=decode(labels, 6, TIMESTAMPTZ).values,
-        corrects_timeout=decode(labels, 7, BOOL).values,
+        clock_corrected=clock_corrected,
+        corrects_timeout=corrects_timeout,
         clock_labels=watermarks[np.searchsorted(starts, label_seq, side="right") - 1],
-        epochs=tuple(EpochRange(n, first, last, k, micros(a), micros(b)) for n, first, last, k, a, b in epochs),
+        epochs=tuple(EpochRange(*end) for end in ends),
         received_through=moment(int(received[-1])) if len(received) else None,
     )
 
@@ -501,10 +566,25 @@ def _forgotten(stream: str, after: int, dropped: int) -> ForgottenError:
     )
 
 
+def _corrected(conn: Connection, stream: str, corrects: Column) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Of the labels that some replace: the watermark, and whether that was a time-out; 0 and False of other labels."""
+    clock, timed_out = np.zeros(len(corrects.null), dtype=np.int64), np.zeros(len(corrects.null), dtype=np.bool_)
+    if not corrects.null.all():
+        some = ~corrects.null
+        cells = unpack(copy_out(conn, _copy("read_corrected", stream, seqs=_bigints(corrects.values[some]))), 2)
+        clock[some], timed_out[some] = decode(cells, 0, TIMESTAMPTZ).values, decode(cells, 1, BOOL).values
+    return clock, timed_out
+
+
+def _bigints(seqs: NDArray[np.int64]) -> sql.Composable:
+    return sql.SQL("{}::bigint[]").format(sql.Literal(seqs.tolist()))
+
+
 def recall(conn: Connection, stream: str, columns: Sequence[LogColumn], seqs: NDArray[np.int64]) -> Recalled:
     """Log columns of some events, in order of seq; those that the log has no more are left out."""
-    parts = {"seqs": sql.SQL("{}::bigint[]").format(sql.Literal(seqs.tolist()))}
-    return Recalled(*_read_events(conn, "read_events_by_seq", stream, columns, **parts))
+    parts = {"seqs": _bigints(seqs)}
+    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
+    return Recalled(*_decoded(copy_out(conn, _copy("read_events_by_seq", stream, columns=names, **parts)), columns))
 
 
 def check_recalled(conn: Connection, stream: str, wanted: NDArray[np.int64], recalled: Recalled) -> None:
@@ -520,25 +600,25 @@ def check_recalled(conn: Connection, stream: str, wanted: NDArray[np.int64], rec
         raise _forgotten(stream, int(missing[0]) - 1, dropped)
 
 
-def _read_events(
-    conn: Connection, name: str, stream: str, columns: Sequence[LogColumn], **parts: int | sql.Composable
-) -> tuple[NDArray[np.int64], Columns]:
-    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
-    cells = _unpack(conn, name, stream, len(columns) + 1, columns=names, **parts)
+def _decoded(rows: NDArray[np.uint8], columns: Sequence[LogColumn]) -> tuple[NDArray[np.int64], Columns]:
+    """Seqs and columns of events."""
+    cells = unpack(rows, len(columns) + 1)
     seqs: NDArray[np.int64] = decode(cells, 0, INT8).values
     return seqs, {c.name: series(cells, i, c.type_oid) for i, c in enumerate(columns, start=1)}
 
 
-def _unpack(conn: Connection, name: str, stream: str, width: int, **parts: int | sql.Composable) -> Cells:
-    composed = {k: sql.Literal(v) if isinstance(v, int) else v for k, v in parts.items()}
-    text = sql.SQL(all_queries()[name]).format(schema=sql.Identifier(stream), **composed)
-    return unpack(copy_out(conn, text), width)
+def _copy(name: str, schema: str, **parts: sql.Composable) -> sql.Composable:
+    return sql.SQL(all_queries()[name]).format(schema=sql.Identifier(schema), **parts)
+
+
+def _unpack(conn: Connection, name: str, stream: str, width: int, **parts: int) -> Cells:
+    return unpack(copy_out(conn, _copy(name, stream, **{k: sql.Literal(v) for k, v in parts.items()})), width)
 
 
 def copy_in(conn: Connection, text: sql.Composable, fields: Sequence[Fields]) -> None:
     """Give rows to a COPY ... FROM STDIN."""
     with conn.cursor() as cursor:
-        cursor.copy_expert(text, io.BytesIO(pack(fields).data), _COPIED)
+        cursor.copy_expert(text, io.BytesIO(pack(fields).data))
 
 
 def _text(value: object) -> str:

@@ -187,9 +187,11 @@ def _read_by(progressive: Progressive, columns: Sequence[LogColumn]) -> list[Log
 
 def _recalled(
     conn: Connection, stream: str, columns: Sequence[LogColumn], progressive: Progressive, batch: LogBatch
-) -> Recalled:
-    """Events that a batch's labels answer and that are not in memory any more."""
+) -> Recalled | None:
+    """Events that a batch's labels answer and that are not in memory any more; None when there are none."""
     wanted = progressive.wants(batch)
+    if not len(wanted):
+        return None
     recalled = log.recall(conn, stream, _read_by(progressive, columns), wanted)
     log.check_recalled(conn, stream, wanted, recalled)
     return recalled

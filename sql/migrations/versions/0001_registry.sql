@@ -102,6 +102,7 @@ CREATE TABLE headrace.epochs (
     watermark_first timestamptz NOT NULL,
     watermark_last timestamptz NOT NULL,
     PRIMARY KEY (stream, epoch),
+    UNIQUE (stream, seq_last),
     CHECK (seq_first <= seq_last)
 );
 COMMENT ON TABLE headrace.epochs IS 'Ranges of seq fixed by the intake, the same for all versions, blind to losses.';
@@ -447,6 +448,16 @@ GRANT EXECUTE ON FUNCTION headrace.report_endpoint TO headrace_reader;
 COMMENT ON FUNCTION headrace.report_endpoint IS 'Opens the incident of an endpoint whose digests are not the learner''s.';
 
 -- headrace.flow.negatives draws the same; splitmix64, whose products wrap at 64 bits, of the event's seq.
+CREATE FUNCTION headrace.keep_lease(held_stream text, held_role text, held_token bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM headrace.leases WHERE stream = held_stream AND role = held_role AND token = held_token FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'lost the role ''%'' of stream ''%'' to another process; nothing was written', held_role, held_stream
+            USING ERRCODE = 'HR001';
+    END IF;
+END $$;
+COMMENT ON FUNCTION headrace.keep_lease IS 'Fails unless the role is still the caller''s; for transactions that go to the server as one query.';
+
 CREATE FUNCTION headrace.wrapped(product numeric) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT (CASE WHEN low >= 9223372036854775808 THEN low - 18446744073709551616 ELSE low END)::bigint
     FROM (SELECT mod(mod($1, 18446744073709551616) + 18446744073709551616, 18446744073709551616) AS low) AS wrapped;
