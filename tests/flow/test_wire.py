@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import subprocess
@@ -23,7 +24,20 @@ from numpy.typing import NDArray
 from headrace.errors import DecodeError
 from headrace.flow import arrays, pgtypes
 from headrace.flow.arrays import encode_list
-from headrace.flow.copybinary import HEADER, TRAILER, encode, pack, unpack, unpack_chunk
+from headrace.flow.copybinary import (
+    CODE,
+    HEADER,
+    NUMBER,
+    REFERENCE,
+    TIME,
+    TRAILER,
+    WHOLE,
+    encode,
+    pack,
+    pack_table,
+    unpack,
+    unpack_chunk,
+)
 from headrace.flow.pgoutput import (
     DELETE,
     INSERT,
@@ -41,7 +55,16 @@ from headrace.flow.pgoutput import (
     TypeName,
     parse,
 )
-from headrace.flow.pgtypes import NEGATIVE_INFINITY, POSITIVE_INFINITY, SUPPORTED, decode
+from headrace.flow.pgtypes import (
+    FLOAT8,
+    INT8,
+    NEGATIVE_INFINITY,
+    POSITIVE_INFINITY,
+    SUPPORTED,
+    TEXT,
+    TIMESTAMPTZ,
+    decode,
+)
 from headrace.flow.wire import ABSENT, UNCHANGED, Cells, as_bytes, distinct
 from headrace.models.text import NULL, Text
 
@@ -518,6 +541,29 @@ def test_copy_errors_say_where() -> None:
         unpack(payload[:11] + b"\0\1\0\0" + payload[15:])
     with pytest.raises(ValueError, match="outside a buffer"):
         unpack_chunk(payload, 2, offset=-1)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-(2**63), 2**63 - 1),
+            st.floats() | st.just(math.nan),
+            st.sampled_from([0, 0, 1, -1, 2**62]),
+            st.integers(-(10**15), 10**15) | st.sampled_from([2**63 - 1, -(2**63)]),
+            st.integers(0, 2),
+        )
+    )
+)
+def test_a_table_is_packed_as_its_columns_are(rows: list[tuple[Any, ...]]) -> None:
+    texts = ["", "no", "none at all"]
+    whole, number, reference, time, code = (
+        np.array([row[c] for row in rows], dtype=np.float64 if c == 1 else np.int64) for c in range(5)
+    )
+    values = np.column_stack([whole, number.view(np.int64), reference, time, code])
+    packed = pack_table(values, (WHOLE, NUMBER, REFERENCE, TIME, CODE), [text.encode() for text in texts])
+    columns = [encode(whole, INT8), encode(number, FLOAT8, np.isnan(number)), encode(reference, INT8, reference == 0)]
+    columns += [encode(time, TIMESTAMPTZ), encode([texts[c] for c in code.tolist()], TEXT)]
+    assert packed.tobytes() == pack(columns).tobytes()
 
 
 def test_pack_and_encode_refuse_what_does_not_fit() -> None:

@@ -46,7 +46,7 @@ def test_it_gives_what_psycopg2_gives(conn: Connection, query: str) -> None:
 
 def test_it_is_part_of_a_transaction_that_is_open(conn: Connection) -> None:
     now = sql.SQL("COPY (SELECT now()) TO STDOUT")
-    first, second = copies_out(conn, [now, sql.SQL("COPY (SELECT now(), 2) TO STDOUT")])
+    first, second = copies_out(conn, "COPY (SELECT now()) TO STDOUT; COPY (SELECT now(), 2) TO STDOUT")
     assert second.tobytes() == first.tobytes().strip() + b"\t2\n", "one transaction of their own"
     assert conn.status == STATUS_READY
     assert copy_out(conn, now).tobytes() != first.tobytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,12 @@ _functions = libpq.addresses("PQgetCopyData", "PQfreemem")
 
 def copy_out(conn: Connection, text: sql.Composable) -> NDArray[np.uint8]:
     """What one COPY ... TO STDOUT gives, see `copies_out`."""
-    (rows,) = copies_out(conn, [text])
+    (rows,) = copies_out(conn, text.as_string(conn))
     return rows
 
 
-def copies_out(conn: Connection, texts: Sequence[sql.Composable]) -> list[NDArray[np.uint8]]:
-    """Run some COPY ... TO STDOUT together, in one round trip; gives the bytes of each.
+def copies_out(conn: Connection, text: str) -> list[NDArray[np.uint8]]:
+    """Run some COPY ... TO STDOUT, with semicolons between, in one round trip; gives the bytes of each.
 
     They are part of the connection's transaction when one is open, and one of their own else.
 
@@ -37,7 +36,7 @@ def copies_out(conn: Connection, texts: Sequence[sql.Composable]) -> list[NDArra
         What the server says against it, as psycopg2 would raise it.
     """
     handle, failed, given = conn.pgconn_ptr, None, []
-    if not libpq.send_query(handle, "; ".join(text.as_string(conn) for text in texts).encode()):
+    if not libpq.send_query(handle, text.encode()):
         raise error_of(*libpq.what_failed(handle, None))
     while result := libpq.get_result(handle):
         status = libpq.result_status(result)

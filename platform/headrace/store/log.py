@@ -34,7 +34,7 @@ from headrace.events import (
     moment,
 )
 from headrace.flow.admit import Admission, Refusal
-from headrace.flow.copybinary import coded, encode, pack, unpack
+from headrace.flow.copybinary import CODE, NUMBER, REFERENCE, TIME, WHOLE, encode, pack, pack_table, unpack
 from headrace.flow.features import series
 from headrace.flow.join import Answer, Counts, Epoch, Held, Join, Joined, Past, new_join
 from headrace.flow.keys import Keys
@@ -393,34 +393,21 @@ class Appender:
         if not len(joined.labels):
             return
         seq, event, kind, corrects, time = joined.labels.T
-        y, before = joined.values.T
-        fields = [
-            encode(seq, INT8),
-            encode(event, INT8),
-            coded(_KINDS, kind),
-            encode(y, FLOAT8, np.isnan(y)),
-            encode(before, FLOAT8, np.isnan(before)),
-            encode(corrects, INT8, corrects == 0),
-            encode(time, TIMESTAMPTZ),
-        ]
-        script.copy(self._query(script, "write_labels"), pack(fields))
+        y, before = joined.values.view(np.int64).T
+        rows = np.column_stack([seq, event, kind, y, before, corrects, time])
+        kinds = (WHOLE, WHOLE, CODE, NUMBER, NUMBER, REFERENCE, TIME)
+        script.copy(self._query(script, "write_labels"), pack_table(rows, kinds, _KINDS))
 
     def _write_segments(self, script: Script, joined: Joined, commits: Commits, origin: str, now: datetime) -> None:
         if not len(joined.segments):
             return
         first, last, commit, watermark = joined.segments.T
-        same = np.zeros(len(first), dtype=np.int64)
-        fields = [
-            encode(first, INT8),
-            encode(last, INT8),
-            encode(commits.end_lsn[commit], INT8),
-            encode(commits.time[commit], TIMESTAMPTZ),
-            encode(same + micros(now), TIMESTAMPTZ),
-            encode(watermark, TIMESTAMPTZ),
-            coded([self._hash.encode()], same),
-            coded([origin.encode()], same),
-        ]
-        script.copy(self._query(script, "write_segments"), pack(fields))
+        received, texts = np.full(len(first), micros(now)), np.zeros(len(first), dtype=np.int64)
+        times = (commits.time[commit], received, watermark)
+        rows = np.column_stack([first, last, commits.end_lsn[commit], *times, texts, texts + 1])
+        kinds = (WHOLE, WHOLE, WHOLE, TIME, TIME, TIME, CODE, CODE)
+        packed = pack_table(rows, kinds, [self._hash.encode(), origin.encode()])
+        script.copy(self._query(script, "write_segments"), packed)
 
     def _write_held(self, script: Script, joined: Joined, commits: Commits, now: datetime) -> None:
         if joined.released:
@@ -515,14 +502,8 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
     long = upto - after > _LONG
     if long:
         db.run(conn, "read_in_order")
-    bounds: dict[str, sql.Composable] = {
-        "after": sql.Literal(after),
-        "upto": sql.Literal(upto),
-        "stream": sql.Literal(stream),
-    }
-    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns)
-    texts = [_copy(name, stream, columns=names, **bounds) for name in ("read_events", *_READ)]
-    found, *others = copies_out(conn, texts)
+    text = _read_text(conn, stream, tuple(c.name for c in columns))
+    found, *others = copies_out(conn, text.replace(_AFTER, str(after)).replace(_UPTO, str(upto)))
     events, event_columns = _decoded(found, columns)
     labels, segments, epochs = (unpack(rows, width) for rows, width in zip(others, _READ.values(), strict=True))
     if long:
@@ -557,6 +538,20 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
         epochs=tuple(EpochRange(*end) for end in ends),
         received_through=moment(int(received[-1])) if len(received) else None,
     )
+
+
+_AFTER, _UPTO = "\0after", "\0upto"  # no identifier has a zero byte
+_read_texts: dict[tuple[str, tuple[str, ...]], str] = {}
+
+
+def _read_text(conn: Connection, stream: str, columns: tuple[str, ...]) -> str:
+    """The statements of `read`, made once: at the edge of the log they are run hundreds of times a second."""
+    if (stream, columns) not in _read_texts:
+        parts = {"stream": sql.Literal(stream), "after": sql.SQL(_AFTER), "upto": sql.SQL(_UPTO)}
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        texts = [_copy(name, stream, columns=names, **parts) for name in ("read_events", *_READ)]
+        _read_texts[stream, columns] = sql.SQL("; ").join(texts).as_string(conn)
+    return _read_texts[stream, columns]
 
 
 def _forgotten(stream: str, after: int, dropped: int) -> ForgottenError:
