@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 NAMES = ("accuracy", "categories", "delays", "flights", "models", "passes", "rebuild", "stream", "window")
-ON_DEMAND = {"stream": ("log", "debezium")}
+ON_DEMAND = {"stream": ("log", "debezium", "flame")}
 
 
 def main() -> int:

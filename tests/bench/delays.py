@@ -64,7 +64,7 @@ def race(
     window = int(_WINDOW * len(batch.y))
     order = np.argsort(row[:window], kind="stable")
     events = row[:window][order]
-    times = batch.event_time[events], batch.label_time[:window][order]
+    times = batch.event_time[events], batch.clock_labels[:window][order]
     trained = build.train(recipes.lightgbm(), take(X, events), batch.y[:window][order], *times, loss=loss)
     artifact = trained.ensemble.dump()
     known = batch.y[:window]

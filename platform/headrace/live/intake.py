@@ -37,6 +37,8 @@ from headrace.store.script import Script
 logger = logging.getLogger(__name__)
 
 _REPORT = 2.0  # seconds
+_FEW = 1_000  # messages: what comes within a rest after so few shares a transaction, here and with all who read the log
+_REST = 0.005  # seconds
 CLOCK = "headrace.clock"  # prefix of logical messages that carry stream time, as ISO 8601 text
 _NO_CLOCK = -(2**63)
 
@@ -236,7 +238,10 @@ def run(conn: Connection, dsn: str, known: Standing, lease: Lease, stop: Callabl
                 if isinstance(read, Large):
                     reader.acknowledge(_write_large(conn, known, lease, at, reader, read))
                 elif read is not None:
+                    began = time.monotonic()
                     reader.acknowledge(_write(conn, known, lease, at, read))
+                    if len(read.kind) < _FEW:
+                        time.sleep(min(time.monotonic() - began, _REST))
                 if reader.asked or time.monotonic() - looked > pause:
                     with db.answering(watch, patience):
                         kept, safe = _look(watch, stream, at.feed)

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 BATCH = 20_000  # entries read at a time while catching up
 _CHECKPOINT_SECONDS = 1.0
 _REPORT_SECONDS = 0.5
+_REST = 0.05  # seconds that a version which nobody serves lets entries come together
 _EDGE_SECONDS = 0.5  # who reads all that the log has in less is at its edge
 
 
@@ -227,7 +228,7 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
     LeaseError
         When another process took the version over.
     """
-    conn, reported = learner.conn, 0.0
+    conn, reported, status = learner.conn, 0.0, ""
     with conn.cursor() as cursor:
         cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"headrace_{learner.stream.name}")))
     conn.commit()
@@ -238,10 +239,13 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
         worked = learner.step(edge)
         if time.monotonic() - reported > _REPORT_SECONDS:
             reported = time.monotonic()
-            if learner.report() in ("retired", "rejected"):
+            status = learner.report()
+            if status in ("retired", "rejected"):
                 logger.info("%s was retired: it learns no more", learner.live.version.version)
                 return
         conn.poll()  # what came while the log was read is with libpq already: no `select` would wake for it
-        if not worked and not conn.notifies:
+        if worked and learner.caught_up and status != "champion":
+            time.sleep(_REST)
+        elif not worked and not conn.notifies:
             select.select([conn], [], [], _REPORT_SECONDS)
             conn.poll()

@@ -20,6 +20,7 @@ from headrace.store.leases import Lease
 
 logger = logging.getLogger(__name__)
 
+_REST = 0.02  # seconds in which entries come together
 _LOOK = 0.05  # seconds between two tries to take the role
 _SILENCE = 0.2  # seconds between two looks at the holder's lease
 _REPORT = 1.0
@@ -68,7 +69,9 @@ def stand_by(
                     db.run(conn, "report_standby", {**me, "seq": seq})
                 reported = now
             conn.poll()  # what came while the log was read is with libpq already
-            if seq == before and not conn.notifies:
+            if seq > before:
+                time.sleep(_REST)
+            elif not conn.notifies:
                 select.select([conn], [], [], _LOOK)
                 conn.poll()
     finally:

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tests.bench.stream import flame
 from tests.bench.stream.contenders import Took, handwritten, headrace, limit
 from tests.bench.stream.debezium import debezium, install, listen
 from tests.bench.stream.edge import edge
@@ -29,7 +30,8 @@ _PEERS = {"limit": "the limit", "handwritten": "by hand", "debezium": "Debezium"
 
 
 def run(*more: str, changes: int = CHANGES, runs: int = RUNS) -> dict[str, Any]:
-    """Run the benchmark and print its tables, on demand also with a `log` of 50 million entries, and with `debezium`."""
+    """Run the benchmark and print its tables, on demand also with a `log` of 50 million entries, with `debezium`, and with a
+    `flame` graph."""
     result: dict[str, Any] = {"changes": changes, "runs": runs}
     with stage() as on:
         on.fill(changes, size=_SIZE)
@@ -42,6 +44,8 @@ def run(*more: str, changes: int = CHANGES, runs: int = RUNS) -> dict[str, Any]:
                 listen(on)
                 contenders["debezium"] = debezium
         result |= _contest(on, runs, contenders)
+        if "flame" in more:
+            print(f"without a picture: {missing}" if (missing := flame.install()) else f"drawn: {flame.flame(on).name}")
         result["latency_ms"] = latency(on, _LIVE_SECONDS)
         behind = challengers(on, _LIVE_SECONDS)
         imports = _contest(on, runs, {"limit": copied, "headrace": imported})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,8 +104,14 @@ BACKEND = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datn
 _LEARNED = "SELECT coalesce(max(seq), 0) FROM headrace.checkpoints"
 
 
-def headrace(stage: Stage) -> Took:
-    """The intake starts at the slot; it ends when the last label is learned and durable."""
+def headrace(stage: Stage, watch: Callable[[Mapping[str, int]], None] = lambda pids: None) -> Took:
+    """The intake starts at the slot; it ends when the last label is learned and durable.
+
+    Parameters
+    ----------
+    watch
+        Is told the pids of all processes once they work.
+    """
     stage.fresh_platform()
     stage.fresh_slot("headrace_ads")
     learner = stage.start("learn", "ads", "ads-1")
@@ -115,6 +122,7 @@ def headrace(stage: Stage) -> Took:
     pids = {"walsender": sender, "intake": intake.pid, "learner": learner.pid}
     for role, doing in (("intake", "headrace intake ads"), ("learner", "headrace learn ads-1")):
         pids[f"{role}'s backend"] = int(stage.ask("postgres", BACKEND, (doing,), on=stage.platform))
+    watch(pids)
     before = {name: cpu_of(pid) for name, pid in pids.items()}
     with closing(psycopg2.connect(stage.platform.dsn("headrace"))) as conn, conn.cursor() as cursor:
         conn.autocommit = True
