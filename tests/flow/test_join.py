@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from headrace.events import EpochRange, LabelKind
 from headrace.flow import steps
 from headrace.flow.join import Answer, Chunk, Counts, Epoch, Held, Join, Joined, Orphan, Past
-from headrace.flow.keys import Keys
+from headrace.flow.keys import Keys, Known
 from headrace.flow.steps import NO_TIME, Op
 
 NO_CLOCK = -(2**63)
@@ -432,6 +434,28 @@ def test_kernels_are_compiled_once_for_keys_from_anywhere() -> None:
         op, y = np.array([Op.EVENT, Op.LABEL], dtype=np.int8), np.array([math.nan, 1.0])
         list(new_join().run(Chunk(rows * 0, op, keys, rows, y, rows, np.array([NO_CLOCK])), lambda keys, before: {}))
     assert len(steps.go.signatures) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        lambda n: struct.pack(">q", n),
+        lambda n: struct.pack(">q", 100 * n),
+        lambda n: struct.pack(">q", n << 22),  # of a generator whose last bits count within a millisecond
+        lambda n: b"order-%08d" % n,
+        lambda n: b"%d@shop" % n,
+        lambda n: str(UUID(int=n * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128)).encode(),
+    ],
+)
+def test_keys_of_any_shape_are_found_at_once(key: Callable[[int], bytes]) -> None:
+    """Slots that are taken between a key's first one and its own: few, at the highest load."""
+    keys, known = Keys.of(map(key, range(16_384))), Known()
+    known.add_all(keys, np.arange(len(keys)))
+    size = len(known.slots)
+    assert size == 2 * len(keys)
+    place = {int(entry) - 1: slot for slot, entry in enumerate(known.slots[:, 1].tolist()) if entry}
+    steps = [(place[n] - int(h)) * pow(65, -1, size) % size for n, h in enumerate(keys.hashes.tolist())]
+    assert np.mean(steps) < 1 and max(steps) < 40
 
 
 def test_a_join_is_not_changed_by_asking() -> None:

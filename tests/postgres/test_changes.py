@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -328,6 +329,21 @@ def test_a_large_transaction_that_comes_slowly_waits_in_its_file(
         read = reader.read(wait=20)
         assert isinstance(read, changes.Large)
         read.close()
+
+
+def test_a_file_that_finds_no_room_is_the_callers_error(
+    running: Any, origin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that reads has nobody to tell but who waits for it."""
+    origin.add(*origin.rows(100, 400))
+    monkeypatch.setattr(changes, "_CHUNK_BYTES", 4_000)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(changes.Large, "add", full)
+    with reading(origin) as reader, pytest.raises(OSError, match="No space left"):
+        reader.read(wait=20)
 
 
 def test_what_comes_while_the_caller_writes_comes_in_one_go(running: Any, origin: Any) -> None:

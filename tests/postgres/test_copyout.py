@@ -84,6 +84,7 @@ def test_a_server_that_goes_away_says_so(conn: Connection, server: EmbeddedPostg
     with pytest.raises(psycopg2.Error) as gone:
         copy_out(conn, sql.SQL("COPY (SELECT 1) TO STDOUT"))
     assert db.state_of(gone.value) == db.AWAY
+    assert conn.closed, "psycopg2 knows"
     with closing(db.connect(server.dsn("postgres"))) as cut:
         copy_out(cut, sql.SQL("COPY (SELECT 1) TO STDOUT"))
         os.close(cut.fileno())

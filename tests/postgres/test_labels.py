@@ -228,9 +228,9 @@ def test_one_heartbeat_closes_many_events_in_parts(payments: Payments, monkeypat
     sizes: list[int] = []
     write = log.Appender._write
 
-    def measured(appender: log.Appender, conn: Any, script: Any, joined: Joined, *rest: Any) -> None:
+    def measured(appender: log.Appender, script: Any, joined: Joined, *rest: Any) -> None:
         sizes.append(len(joined.labels))
-        write(appender, conn, script, joined, *rest)
+        write(appender, script, joined, *rest)
 
     monkeypatch.setattr(log.Appender, "_write", measured)
     beat = "SELECT pg_logical_emit_message(true, 'headrace.clock', %s)"

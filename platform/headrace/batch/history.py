@@ -263,7 +263,7 @@ def _load(
         join, appender = log.open_log(conn, stream, columns)
         script = Script(conn)
         for events, labels in stretches(*spools):
-            counts = append(conn, script, appender, join, Admission(stream, columns), events, labels, lsn, now)
+            counts = append(script, appender, join, Admission(stream, columns), events, labels, lsn, now)
             sums += counts
             done += counts.received
             progress("writing the log", done, total)
@@ -274,7 +274,6 @@ def _load(
 
 
 def append(
-    conn: Connection,
     script: Script,
     appender: log.Appender,
     join: Join,
@@ -300,4 +299,4 @@ def append(
     chunk = admission.chunk(np.full(len(ticks), -(2**63)))
     commits = log.Commits.alike(source.lsn_number(lsn), micros(now), len(ticks))
     parts = join.run(chunk, partial(appender.past, script))
-    return appender.append(conn, script, parts, admission, commits, origin)
+    return appender.append(script, parts, admission, commits, origin)

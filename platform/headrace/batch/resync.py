@@ -154,7 +154,7 @@ def _close(
             done += len(events[0]) + len(labels[0])
             new = known.new_events(events)
             told = known.labels_of(labels, new)
-            counts = append(conn, script, appender, join, Admission(stream, columns), new, told, lsn, now, "resync")
+            counts = append(script, appender, join, Admission(stream, columns), new, told, lsn, now, "resync")
             script.run()
             sums += counts
             progress("closing the gap", done, total)
@@ -293,4 +293,4 @@ def _take_back(
     chunk = admission.chunk(np.full(1, -(2**63)))
     parts = join.run(chunk, partial(appender.past, script))
     commits = log.Commits.alike(source.lsn_number(lsn), micros(now))
-    return appender.append(conn, script, parts, admission, commits, "resync")
+    return appender.append(script, parts, admission, commits, "resync")

@@ -97,13 +97,17 @@ def _copy(buffer: Any, start: Any, length: Any, to: Any, out: Any) -> None:
 
 @kernel
 def _beside(h: Any, last: Any) -> Any:
-    """A hash of all but the last six bits, with these."""
-    return (mix64(h) & ~_BESIDE) | (np.uint64(last) & _BESIDE)
+    """A hash of all but the last six bits, then these.
+
+    They are turned by six bits of that hash: keys with neighbours stay beside them, those without go anywhere.
+    """
+    m = mix64(h)
+    return (m & ~_BESIDE) | ((np.uint64(last) ^ (m >> np.uint64(58))) & _BESIDE)
 
 
 @kernel
 def hash_key(buffer: Any, start: Any, length: Any) -> Any:
-    """A key's hash: keys that differ in the last six bits of their last byte alone have neighbouring ones."""
+    """A key's hash: keys that differ in the last six bits of their last byte alone are within 64 of each other."""
     if length == 0:
         return hash_bytes(buffer, start, length)
     last = np.uint64(buffer[start + length - 1])

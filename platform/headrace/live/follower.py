@@ -42,7 +42,7 @@ _CATCH_UP = 5_000  # by the one that catches up
 _FAR = 20_000  # entries: beyond that a newer checkpoint is nearer than a replay
 _PATIENCE = 5.0  # seconds without a newer checkpoint after which we replay ourselves
 _POLL = 0.5
-_REST = 0.02  # seconds in which entries come together
+_REST = 0.05  # seconds in which entries come together
 _RETRY = 10.0  # before a champion that cannot be opened is tried again
 _FRESH = timedelta(seconds=5)  # how long a look at the log's end holds
 
@@ -181,7 +181,9 @@ class Follower:
             worked = self.step(conn)
             conn.poll()  # what came while the log was read is with libpq already
             if worked:
-                time.sleep(_REST)
+                serving = self._serving
+                if serving is not None and serving.seq >= self.log_seq:
+                    time.sleep(_REST)
             elif not conn.notifies:
                 select.select([conn], [], [], _POLL)
                 conn.poll()

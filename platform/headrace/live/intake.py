@@ -276,7 +276,7 @@ def _write(conn: Connection, known: Standing, lease: Lease, at: log.Position, me
     with db.transaction(conn):
         lease.keep(script)
         before, parts = join.seq, join.run(chunk, partial(known.appender.past, script))
-        known.appender.append(conn, script, _alive(parts, lease), admission, commits, "stream")
+        known.appender.append(script, _alive(parts, lease), admission, commits, "stream")
         _move(script, known, at, end, moment(int(commits.time[-1])), new=join.seq > before)
         script.run()
     return end
@@ -307,7 +307,7 @@ def _write_large(
                 chunk = admission.chunk(clocks(messages, known.stream))
                 parts = join.run(chunk, partial(known.appender.past, script), goes_on=None if last else reach)
                 commits = log.Commits.alike(large.end_lsn, int(messages.transactions.commit_time[0]))
-                known.appender.append(conn, script, _alive(parts, lease), admission, commits, "stream")
+                known.appender.append(script, _alive(parts, lease), admission, commits, "stream")
             _move(script, known, at, end, moment(int(commits.time[0])), new=join.seq > before)
             script.run()
         reader.done(large)

@@ -246,6 +246,7 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
         conn.poll()  # what came while the log was read is with libpq already: no `select` would wake for it
         if worked and learner.caught_up and status != "champion":
             time.sleep(_REST)
+            conn.poll()
         elif not worked and not conn.notifies:
             select.select([conn], [], [], _REPORT_SECONDS)
             conn.poll()

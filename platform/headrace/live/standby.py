@@ -77,6 +77,8 @@ def stand_by(
     finally:
         if not conn.closed:
             conn.rollback()
-            with db.transaction(conn):
+            with db.transaction(conn), conn.cursor() as cursor:
                 db.run(conn, "forget_standby", me)
+                cursor.execute("UNLISTEN *")  # who writes now would keep all that it tells others
+            conn.notifies.clear()
     return None

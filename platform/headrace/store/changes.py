@@ -87,6 +87,7 @@ class Reader:
 
     def __init__(self, cursor: ReplicationCursor, patience: float = PATIENCE) -> None:
         self._copy, self._patience = CopyBoth(cursor), patience
+        self._pause = min(_SIGN_SECONDS, patience / 4)
         self._session = Session()
         self.asked = False
         # What follows is shared with the thread, and looked at in turns; so is the connection.
@@ -98,7 +99,7 @@ class Reader:
         self._durable = 0  # acknowledged
         self._confirmed = time.monotonic()
         self._wondered: float | None = None  # since when an answer is awaited
-        self._failed: SourceError | None = None
+        self._failed: BaseException | None = None
         self._entering = False  # whether the caller wants its turn
         self._closed = False
         self._woken, self._wake = socket.socketpair()
@@ -176,7 +177,8 @@ class Reader:
                     stopped = self._take()
                 if stopped in (NOTHING, FULL):
                     self._rest(stopped)
-        except SourceError as error:
+                self._say_so()
+        except BaseException as error:  # whatever it is, a full disk or no memory, the caller must hear of it
             with self._turn:
                 self._failed = error
                 self._turn.notify_all()
@@ -206,17 +208,20 @@ class Reader:
         return PASSED if stopped == FULL else stopped  # there may be more
 
     def _rest(self, stopped: int) -> None:
-        """Wait until there is something to do, and say meanwhile that we are there."""
-        pause = min(_SIGN_SECONDS, self._patience / 4)
+        """Wait until there is something to do."""
         if stopped == NOTHING:
-            select.select([self._copy.fileno(), self._woken.fileno()], [], [], pause)
+            select.select([self._copy.fileno(), self._woken.fileno()], [], [], self._pause)
         with self._turn:
             if stopped == FULL and not self._closed:
-                self._turn.wait(pause)
-            if time.monotonic() - self._confirmed > pause:
-                self._confirm()
+                self._turn.wait(self._pause)
             if stopped == NOTHING:
                 self._listen()
+
+    def _say_so(self) -> None:
+        """Let the source hear from time to time that somebody reads, also when it has no time to ask."""
+        if time.monotonic() - self._confirmed > self._pause:
+            with self._turn:
+                self._confirm()
 
     def _keepalive(self, message: bytes) -> None:
         """Where the source's WAL ends; inside a transaction that says nothing."""

@@ -11,9 +11,8 @@ from psycopg2.extensions import connection as Connection
 
 from headrace.models.text import kernel
 from headrace.store import libpq
-from headrace.store.script import error_of
+from headrace.store.script import COPY_OUT, query_at_once
 
-_COMMAND_OK, _COPY_OUT = 1, 3  # of ExecStatusType
 _FIRST_BYTES = 1 << 16
 _MORE = 1
 _functions = libpq.addresses("PQgetCopyData", "PQfreemem")
@@ -35,20 +34,8 @@ def copies_out(conn: Connection, text: str) -> list[NDArray[np.uint8]]:
     psycopg2.Error
         What the server says against it, as psycopg2 would raise it.
     """
-    handle, failed, given = conn.pgconn_ptr, None, []
-    if not libpq.send_query(handle, text.encode()):
-        raise error_of(*libpq.what_failed(handle, None))
-    while result := libpq.get_result(handle):
-        status = libpq.result_status(result)
-        if status == _COPY_OUT:
-            given.append(_received(handle))
-        elif status != _COMMAND_OK and failed is None:
-            failed = libpq.what_failed(handle, result)
-        libpq.clear(result)
-        if failed is not None and failed[0] is None:
-            break  # the connection ended: there may be no last result
-    if failed is not None:
-        raise error_of(*failed)
+    given: list[NDArray[np.uint8]] = []
+    query_at_once(conn, text.encode(), {COPY_OUT: lambda: given.append(_received(conn.pgconn_ptr))})
     return given
 
 

@@ -36,9 +36,15 @@ put_copy_end = _function("PQputCopyEnd", _int, _pointer, _text)
 flush = _function("PQflush", _int, _pointer)
 get_result = _function("PQgetResult", _pointer, _pointer)
 result_status = _function("PQresultStatus", _int, _pointer)
+_status = _function("PQstatus", _int, _pointer)
 clear = _function("PQclear", None, _pointer)
 _field = _function("PQresultErrorField", _text, _pointer, _int)
 _said = _function("PQerrorMessage", _text, _pointer)
+
+
+def is_broken(conn: int | None) -> bool:
+    """Whether a connection has ended."""
+    return bool(_status(conn) != 0)
 
 
 def what_failed(conn: int | None, result: int | None) -> tuple[str | None, str]:

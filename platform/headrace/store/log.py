@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -79,9 +80,13 @@ class Edge:
 
     @classmethod
     def told(cls, conn: Connection, stream: str) -> Edge | None:
-        """What the newest notification said, which `notify` sent; None when none has come since they were cleared."""
-        told = [n.payload.split() for n in conn.notifies if n.channel == f"headrace_{stream}"]
-        return cls(*map(int, told[-1])) if told else None
+        """What the newest notification said, which `notify` sent; None when none has come since they were cleared.
+
+        Anybody may notify: what does not say where a log ends wakes its readers, and no more.
+        """
+        told = [n.payload for n in conn.notifies if n.channel == f"headrace_{stream}"]
+        found = re.fullmatch(r"([0-9]{1,18}) ([0-9]{1,9})", told[-1]) if told else None
+        return cls(int(found[1]), int(found[2])) if found else None
 
     @classmethod
     def asked(cls, conn: Connection, stream: str) -> Edge | None:
@@ -190,7 +195,6 @@ class Appender:
 
     def append(
         self,
-        conn: Connection,
         script: Script,
         parts: Iterable[Joined],
         admission: Admission,
@@ -201,9 +205,8 @@ class Appender:
 
         Parameters
         ----------
-        conn, script
-            The script's connection: partitions are made on it, and when the script becomes large it is run in the
-            transaction that is begun then.
+        script
+            Partitions are made on its connection; when it becomes large it is run in a transaction that is begun then.
         parts, admission
             What the join makes of the chunk, and the rows that it is made of.
         commits
@@ -221,7 +224,7 @@ class Appender:
         sums.ignored, sums.doubled = admission.ignored, admission.doubled
         self._write_refusals(script, admission.refusals, commits, origin, now)
         for joined in parts:
-            self._write(conn, script, joined, admission, commits, origin, now)
+            self._write(script, joined, admission, commits, origin, now)
             sums += joined.counts
             if script.size > _LARGE:
                 script.begin()
@@ -231,7 +234,6 @@ class Appender:
 
     def _write(
         self,
-        conn: Connection,
         script: Script,
         joined: Joined,
         admission: Admission,
@@ -241,7 +243,7 @@ class Appender:
     ) -> None:
         seqs = [int(part[i, 0]) for part in (joined.events, joined.labels) if len(part) for i in (0, -1)]
         if seqs:
-            self._make_room(conn, min(seqs), max(seqs))
+            self._make_room(script, min(seqs), max(seqs))
             self._write_events(script, joined, admission.groups)
             self._write_labels(script, joined)
         self._write_segments(script, joined, commits, origin, now)
@@ -429,19 +431,21 @@ class Appender:
             schema=sql.Identifier(self.stream), key_type=sql.SQL(self._columns[0].type_name), **composed
         )
 
-    def _make_room(self, conn: Connection, first: int, last: int) -> None:
+    def _make_room(self, script: Script, first: int, last: int) -> None:
         """Partitions for a range of seq; a partition that closes gets its look-up index."""
         for parent, lookup in (("events", "key"), ("labels", "event_seq")):
             known = self._partitions.get(parent)
             if known is None:
-                found = db.rows(conn, "partitions", {"parent": f'"{self.stream}".{parent}'})
+                found = db.rows(script.conn, "partitions", {"parent": f'"{self.stream}".{parent}'})
                 known = self._partitions[parent] = {name for (name,) in found}
             for number in range(first // self._partition, last // self._partition + 1):
                 if partition_name(parent, number) not in known:
-                    self._add_partition(conn, parent, number)
+                    script.begin()  # the lease is checked before a lock is taken: an erasure holds it and wants the partitions
+                    script.run()
+                    self._add_partition(script.conn, parent, number)
                     known.add(partition_name(parent, number))
                     if (before := partition_name(parent, number - 1)) in known:
-                        self._execute(conn, "index_closed_partition", name=before, column=lookup)
+                        self._execute(script.conn, "index_closed_partition", name=before, column=lookup)
 
     def _add_partition(self, conn: Connection, parent: str, number: int) -> None:
         name, first = partition_name(parent, number), number * self._partition

@@ -7,7 +7,7 @@ open; each COPY ... FROM STDIN is given its rows when its turn comes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from headrace.flow.wire import as_bytes
 from headrace.store import libpq
 from headrace.store.queries import query
 
-_EMPTY, _COMMAND_OK, _TUPLES_OK, _COPY_OUT, _COPY_IN = range(5)  # of ExecStatusType
+_EMPTY, _COMMAND_OK, _TUPLES_OK, COPY_OUT, _COPY_IN = range(5)  # of ExecStatusType
 _AT_ONCE = 1 << 18  # bytes of a COPY that the connection is given at a time
 _LOST = "HR001"  # raised by headrace.keep_lease
 
@@ -32,18 +32,20 @@ class Script:
     Parameters
     ----------
     conn
-        One that autocommits or has no transaction open: `run` is a transaction; else `run` is part of that one.
+        With no transaction open `run` is one; else `run` is part of that one. It must not autocommit: `begin` could not keep
+        together what `run` is called several times for.
     """
 
     def __init__(self, conn: Connection) -> None:
+        assert not conn.autocommit
         self.conn = conn
         self._statements: list[bytes] = []
         self._rows: list[NDArray[np.uint8]] = []
 
     @property
     def size(self) -> int:
-        """Bytes of the rows that wait for `run`."""
-        return sum(map(len, self._rows))
+        """Bytes that wait for `run`."""
+        return sum(map(len, self._rows)) + sum(map(len, self._statements))
 
     def add(self, name: str, params: Mapping[str, Any] | None = None) -> None:
         """A named query that gives nothing back."""
@@ -60,7 +62,7 @@ class Script:
         self._rows.append(as_bytes(rows))
 
     def begin(self) -> None:
-        """What comes is part of a transaction that the connection commits, and not the `run` alone."""
+        """Have the connection's transaction begin, which `run` is then part of: something must be known before the commit."""
         if self.conn.status == STATUS_READY:
             with self.conn.cursor() as cursor:
                 cursor.execute("SELECT")  # psycopg2 begins one
@@ -77,22 +79,35 @@ class Script:
         """
         text, rows = b";\n".join(self._statements), iter(self._rows)
         self._statements, self._rows = [], []
-        handle, failed = self.conn.pgconn_ptr, None
-        if not text:
-            return
-        if not libpq.send_query(handle, text):
-            raise error_of(*libpq.what_failed(handle, None))
-        while result := libpq.get_result(handle):
-            status = libpq.result_status(result)
-            if status == _COPY_IN:
-                _give(handle, next(rows))
-            elif status not in (_EMPTY, _COMMAND_OK, _TUPLES_OK) and failed is None:
-                failed = libpq.what_failed(handle, result)
-            libpq.clear(result)
-            if failed is not None and failed[0] is None:
-                break  # the connection ended: there may be no last result
-        if failed is not None:
-            raise error_of(*failed)
+        handle = self.conn.pgconn_ptr
+        if text:
+            query_at_once(self.conn, text, {_COPY_IN: lambda: _give(handle, next(rows))})
+
+
+def query_at_once(conn: Connection, text: bytes, copies: Mapping[int, Callable[[], None]]) -> None:
+    """Send statements as one query, and do for each COPY among them what its status asks for.
+
+    Raises
+    ------
+    LeaseError, psycopg2.Error
+        As `Script.run`; a connection that ended is closed, so that psycopg2 knows.
+    """
+    handle, failed = conn.pgconn_ptr, None
+    if not libpq.send_query(handle, text):
+        failed = libpq.what_failed(handle, None)
+    while failed is None or failed[0] is not None:  # once a connection has ended there may be no last result
+        if not (result := libpq.get_result(handle)):
+            break
+        status = libpq.result_status(result)
+        if status in copies:
+            copies[status]()
+        elif status not in (_EMPTY, _COMMAND_OK, _TUPLES_OK) and failed is None:
+            failed = libpq.what_failed(handle, result)
+        libpq.clear(result)
+    if failed is not None:
+        if libpq.is_broken(handle):
+            conn.close()
+        raise error_of(*failed)
 
 
 def _give(handle: int | None, rows: NDArray[np.uint8]) -> None:

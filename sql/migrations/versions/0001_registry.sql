@@ -447,7 +447,6 @@ REVOKE ALL ON FUNCTION headrace.report_endpoint FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION headrace.report_endpoint TO headrace_reader;
 COMMENT ON FUNCTION headrace.report_endpoint IS 'Opens the incident of an endpoint whose digests are not the learner''s.';
 
--- headrace.flow.negatives draws the same; splitmix64, whose products wrap at 64 bits, of the event's seq.
 CREATE FUNCTION headrace.keep_lease(held_stream text, held_role text, held_token bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM headrace.leases WHERE stream = held_stream AND role = held_role AND token = held_token FOR KEY SHARE;
@@ -458,6 +457,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION headrace.keep_lease IS 'Fails unless the role is still the caller''s; for transactions that go to the server as one query.';
 
+-- headrace.flow.negatives draws the same; splitmix64, whose products wrap at 64 bits, of the event's seq.
 CREATE FUNCTION headrace.wrapped(product numeric) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT (CASE WHEN low >= 9223372036854775808 THEN low - 18446744073709551616 ELSE low END)::bigint
     FROM (SELECT mod(mod($1, 18446744073709551616) + 18446744073709551616, 18446744073709551616) AS low) AS wrapped;
