@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 BATCH = 20_000  # entries read at a time while catching up
 _CHECKPOINT_SECONDS = 1.0
 _REPORT_SECONDS = 0.5
-_REST = 0.05  # seconds that a version which nobody serves lets entries come together
+_REST, _SHORT_REST = 0.05, 0.02  # seconds after a step: of a version that nobody asks, and at most of the champion
 _EDGE_SECONDS = 0.5  # who reads all that the log has in less is at its edge
 
 
@@ -236,7 +236,7 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
     while not stop():
         edge = log.Edge.told(conn, learner.stream.name)
         conn.notifies.clear()  # before the look at the log: what is notified during it must wake us again
-        worked = learner.step(edge)
+        began, worked = time.monotonic(), learner.step(edge)
         if time.monotonic() - reported > _REPORT_SECONDS:
             reported = time.monotonic()
             status = learner.report()
@@ -244,8 +244,8 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
                 logger.info("%s was retired: it learns no more", learner.live.version.version)
                 return
         conn.poll()  # what came while the log was read is with libpq already: no `select` would wake for it
-        if worked and learner.caught_up and status != "champion":
-            time.sleep(_REST)
+        if worked and learner.caught_up:  # entries come together meanwhile
+            time.sleep(min(time.monotonic() - began, _SHORT_REST) if status == "champion" else _REST)
             conn.poll()
         elif not worked and not conn.notifies:
             select.select([conn], [], [], _REPORT_SECONDS)
