@@ -15,10 +15,7 @@ RETURNING token;
 -- who_holds: the holder of a role
 SELECT holder, backend_pid, renewed_at FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s;
 
--- check_lease: whether the role is still the caller's; the row may be renewed meanwhile, but not be deleted
-SELECT token FROM headrace.leases WHERE stream = %(stream)s AND role = %(role)s AND token = %(token)s FOR KEY SHARE;
-
--- keep_lease: the same, and an error if it is not
+-- keep_lease: an error unless the role is still the caller's; the row may be renewed meanwhile, but not be deleted
 SELECT headrace.keep_lease(%(stream)s, %(role)s, %(token)s);
 
 -- renew_lease: the holder lives

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -61,13 +60,9 @@ class Lease:
     former_walsender: int | None = None  # of who held it before: it may still hold the slot
     pulse: Pulse = field(default_factory=Pulse, compare=False)
 
-    @property
-    def _claim(self) -> dict[str, Any]:
-        return {"stream": self.stream, "role": self.role, "token": self.token}
-
     def keep(self, script: Script) -> None:
         """The same as `check`, of a script: its `run` raises the error."""
-        script.add("keep_lease", self._claim)
+        script.add("keep_lease", {"stream": self.stream, "role": self.role, "token": self.token})
 
     def check(self, conn: Connection) -> None:
         """Whether the role is still ours, for the rest of the caller's transaction; call it in every one that writes.
@@ -77,10 +72,10 @@ class Lease:
         LeaseError
             When another process took the role: roll back, and end.
         """
-        if db.row(conn, "check_lease", self._claim) is None:
-            raise LeaseError(
-                f"lost the role {self.role!r} of stream {self.stream!r} to another process; nothing was written"
-            )
+        script = Script(conn)
+        script.begin()
+        self.keep(script)
+        script.run()
 
     def ready(self, conn: Connection, walsender: int | None = None) -> None:
         """Note that the work goes on; `walsender` is the backend at the source that holds the slot."""
