@@ -63,7 +63,6 @@ def same(batches: list[LogBatch]) -> str:
         "label_kind",
         "y",
         "y_before",
-        "label_time",
         "clock_labels",
     )
     whole = [np.concatenate([getattr(b, name) for b in batches]).tolist() for name in arrays]

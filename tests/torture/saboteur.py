@@ -81,7 +81,7 @@ def learn_twice() -> None:
         if not armed() or not useful:
             return batch
         at = useful[0]
-        names = ("label_seq", "label_event", "label_kind", "y", "y_before", "label_time", "clock_labels")
+        names = ("label_seq", "label_event", "label_kind", "y", "y_before", "clock_labels")
         again: dict[str, Any] = {
             name: np.insert(values, at, values[at]) for name in names if (values := getattr(batch, name)) is not None
         }

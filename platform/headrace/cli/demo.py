@@ -58,6 +58,7 @@ class _Demo:
     endpoint: str = ""
     steps: list[str] = field(default_factory=list)
     ready: float | None = None
+    bootstrapped: bool = False  # whatever became of it
     promoted: float | None = None
     failure: BaseException | None = None
 
@@ -93,6 +94,7 @@ class _Demo:
             self.say(f"{STREAM}__compare runs every {_COMPARE_SECONDS} s on its schedule")
             while not stop() and client.dag_run(f"{STREAM}__bootstrap", run_id)["state"] not in ("success", "failed"):
                 time.sleep(2.0)
+            self.bootstrapped = True
             if not stop():
                 client.unpause(f"{STREAM}__quality")
         except BaseException as error:
@@ -208,12 +210,10 @@ def _follow(demo: _Demo, stop: Callable[[], bool], *, until_promotion: bool) -> 
             if conn is None and _prepared(demo):
                 conn = stack.enter_context(closing(db.connect(demo.dsn, autocommit=True)))
             now = race.look(conn, STREAM) if conn is not None else None
-            if now is not None and now.seq and not started:
-                demo.replayer.start()
-                demo.say(
-                    f"history is in the log ({now.seq:,} entries); October to December happens now, "
-                    f"{demo.speed:,.0f} times as fast"
-                )
+            if now is not None and now.seq and not started and (len(now.versions) > 1 or demo.bootstrapped):
+                demo.replayer.start()  # not before: on a slow machine the year would be over before anybody is compared
+                trained = "challengers are trained" if len(now.versions) > 1 else "the bootstrap is over"
+                demo.say(f"{trained}; October to December happens now, {demo.speed:,.0f} times as fast")
                 started = True
                 _serve(demo)
             if now is not None and conn is not None and demo.promoted is None:
