@@ -60,7 +60,7 @@ def of_the_year(data: flights.Flights) -> dict[str, float]:
             with closing(db.connect(platform, role="headrace_learner")) as conn:
                 version = registry.version(conn, stream.name, name)
                 learner = Learner(
-                    conn, stream, columns, lambda: open_version(conn, stream, version, columns, _KEY, engine())
+                    conn, conn, stream, columns, lambda: open_version(conn, stream, version, columns, _KEY, engine())
                 )
                 learner.begin(leases.take(conn, stream.name, name, timedelta(minutes=5)))
                 while learner.step():

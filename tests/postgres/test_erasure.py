@@ -41,7 +41,7 @@ def learn(registered: Registered, version: str = "small-1") -> None:
             known = registry.version(conn, "small", version)
             return open_version(conn, registered.stream, known, registered.columns, KEY, ENGINE)
 
-        learner = Learner(conn, registered.stream, registered.columns, opened)
+        learner = Learner(conn, conn, registered.stream, registered.columns, opened)
         learner.begin(lease)
         while learner.step():
             pass

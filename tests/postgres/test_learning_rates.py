@@ -31,7 +31,7 @@ def test_they_fall_as_labels_come(registered: Registered, origin: SmallSource, r
             known = registry.version(conn, "small", name)
             return open_version(conn, stream, known, registered.columns, b"k" * 32, ENGINE)
 
-        learner = Learner(conn, stream, registered.columns, opened, batch=100)
+        learner = Learner(conn, conn, stream, registered.columns, opened, batch=100)
         learner.begin(leases.take(conn, "small", name, timedelta(seconds=5)))
         while learner.step():  # a checkpoint after the first batch with an epoch's end, and at the log's edge
             pass

@@ -28,7 +28,7 @@ def learner_of(conn: Any, registered: Registered, engine: Engine) -> Learner:
         known = registry.version(conn, "small", "small-1")
         return open_version(conn, registered.stream, known, registered.columns, KEY, engine)
 
-    return Learner(conn, registered.stream, registered.columns, opened)
+    return Learner(conn, conn, registered.stream, registered.columns, opened)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class Delays(Registered):
                     known = registry.version(conn, "delays", name)
                     return open_version(conn, self.stream, known, self.columns, KEY, ENGINE)
 
-                learner = Learner(conn, self.stream, self.columns, opened, batch=777)
+                learner = Learner(conn, conn, self.stream, self.columns, opened, batch=777)
                 lease = leases.take(conn, "delays", name, timedelta(seconds=5), patience=timedelta(seconds=5))
                 learner.begin(lease)
                 while learner.step():

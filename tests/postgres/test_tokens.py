@@ -90,7 +90,7 @@ class Films(Registered):
                 known = registry.version(conn, "films", "films-1")
                 return open_version(conn, self.stream, known, self.columns, KEY, ENGINE)
 
-            learner = Learner(conn, self.stream, self.columns, opened, batch=70)
+            learner = Learner(conn, conn, self.stream, self.columns, opened, batch=70)
             learner.begin(leases.take(conn, "films", "films-1", timedelta(seconds=5)))
             while learner.step():
                 pass

@@ -106,24 +106,24 @@ def flip_a_bit() -> None:
         name = max(weights, key=lambda key: abs(weights[key]))
         bits = np.float64(weights[name]).view(np.uint64) ^ np.uint64(1 << 44)
         weights[name] = float(bits.view(np.float64))
-        write(self, epoch)
-        return disarm()
+        _when_written(disarm)
+        return write(self, epoch)
 
     Learner.write = flipped  # type: ignore[method-assign]
 
 
 def _when_written(then: Callable[[], None]) -> None:
-    """Call `then` after the learner's next checkpoint."""
+    """Call `then` when the learner's next checkpoint is durable."""
     from headrace.live.learner import Learner
 
-    write = Learner.write
+    store = Learner._store
 
-    def once(self: Learner, epoch: int) -> None:
-        write(self, epoch)
-        Learner.write = write  # type: ignore[method-assign]
+    def once(self: Learner, *arguments: Any) -> None:
+        Learner._store = store  # type: ignore[method-assign]
+        store(self, *arguments)
         then()
 
-    Learner.write = once  # type: ignore[method-assign]
+    Learner._store = once  # type: ignore[method-assign]
 
 
 BREAK = {"lost": lose_a_row, "twice": learn_twice, "flip": flip_a_bit}

@@ -336,9 +336,10 @@ def run_learn(settings: Settings, arguments: argparse.Namespace) -> int:
     with (
         platform(settings) as dsn,
         closing(db.connect(dsn, role="headrace_learner", application=application)) as conn,
+        closing(db.connect(dsn, role="headrace_learner", application=f"{application}: the log")) as reads,
         _noted(dsn, conn, stream.name, arguments.version),
     ):
-        _learn(settings, arguments, dsn, conn, stream, stop)
+        _learn(settings, arguments, dsn, conn, reads, stream, stop)
     return 0
 
 
@@ -347,6 +348,7 @@ def _learn(
     arguments: argparse.Namespace,
     dsn: str,
     conn: Connection,
+    reads: Connection,
     stream: Stream,
     stop: Callable[[], bool],
 ) -> None:
@@ -359,7 +361,7 @@ def _learn(
     version = registry.version(conn, stream.name, arguments.version)
     batch = arguments.batch or learner.BATCH
     opened = partial(open_version, conn, stream, version, columns, signing_key(settings), engine())
-    loop = learner.Learner(conn, stream, columns, opened, batch)
+    loop = learner.Learner(conn, reads, stream, columns, opened, batch)
     lease = leases.try_take(conn, stream.name, version.version, settings.lease)
     if lease is None:
         lease = stand_by(conn, dsn, stream.name, version.version, settings.lease, loop.follow, stop)

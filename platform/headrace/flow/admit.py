@@ -24,7 +24,7 @@ from headrace.flow.keys import Keys
 from headrace.flow.pgtypes import SUPPORTED, TIMESTAMPTZ
 from headrace.flow.recast import as_keys, can_recast, recast
 from headrace.flow.steps import NO_TIME, Op
-from headrace.flow.wire import Fields, as_bytes
+from headrace.flow.wire import Fields
 
 logger = logging.getLogger(__name__)
 
@@ -315,7 +315,7 @@ class Admission:
                 reason = f"{table}.{name} {was}is {now}: give it its old type, or start a new stream"
                 return self._none(stretch, table, f"type({name})", reason, wanted)
             unsent = stretch.rows.unsent(name)
-            if unsent.any():
+            if np.count_nonzero(unsent):
                 reason = (
                     f"{name} is a large value that the UPDATE left as it was, so it was not sent; expected ALTER TABLE {table} "
                     "REPLICA IDENTITY FULL"
@@ -357,7 +357,7 @@ class Admission:
         if not len(rows):
             return np.zeros(0, dtype=np.int64)
         verdict = gate.check(rows, stretch.commit_time)
-        if not (broke := verdict >= 0).any():
+        if not np.count_nonzero(broke := verdict >= 0):
             return np.arange(len(rows))
         refused = np.flatnonzero(broke)
         broken = zip(verdict[refused].tolist(), stretch.commit[refused].tolist(), rows.contents(refused), strict=True)
@@ -402,7 +402,7 @@ class Admission:
 
 def _keys(fields: Fields, rows: Ints) -> Keys:
     """The keys of some rows."""
-    return Keys(as_bytes(fields.buffer), fields.start, fields.length).take(rows)
+    return Keys(fields.buffer, fields.start, fields.length).take(rows)
 
 
 def _moved(stretch: Stretch, key: str) -> Mask:

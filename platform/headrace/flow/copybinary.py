@@ -32,19 +32,21 @@ from headrace.flow.pgtypes import (
     TIMESTAMP,
     TIMESTAMPTZ,
 )
-from headrace.flow.wire import Cells, Fields, as_bytes, int16, int32, without_value
+from headrace.flow.wire import Cells, Fields, as_bytes, int16, int32, int64, without_value
 from headrace.models.text import NULL, kernel
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 HEADER = SIGNATURE + bytes(8)  # no flags, no extension
 TRAILER = b"\xff\xff"
+_NAN = int(np.array(np.nan).view(np.int64))
 _EXPONENT, _FRACTION = 0x7FF0000000000000, 0x000FFFFFFFFFFFFF  # of a double precision's bits
 
-_END, _MORE, _SHORT, _WIDTH, _LONG = 0, 1, 2, 3, 4
+_END, _MORE, _SHORT, _WIDTH, _LONG, _FIELD = range(6)
 _REASONS = {
     _SHORT: "the data ends in the middle of a row",
     _WIDTH: "a row with another number of columns",
     _LONG: "bytes left over after the trailer",
+    _FIELD: "a field that has neither four nor eight bytes",
 }
 
 
@@ -255,46 +257,50 @@ def _to_postgres_time(micros: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @kernel
-def _measure(size: int, start: Any, length: Any, text: Any, width: Any) -> int:
-    """Add each field's bytes to its row's `width`; returns a row whose field cannot be copied, or -1."""
-    for row in range(length.size):
-        n = length[row]
-        if n < NULL or (n >= 0 and (text[row] or start[row] < 0 or start[row] > size - n)):
-            return row
-        width[row] += 4 + max(0, n)
-    return -1
+def _write_int(out: Any, at: Any, value: Any, width: Any) -> Any:
+    for k in range(width):
+        out[at + k] = (value >> (8 * (width - 1 - k))) & 255
+    return at + width
 
 
 @kernel
-def _write_counts(out: Any, position: Any, columns: int) -> None:
-    for row in range(position.size):
-        at = position[row]
-        out[at] = columns >> 8
-        out[at + 1] = columns & 255
-        position[row] = at + 2
+def _measure(first: Any, start: Any, length: Any, text: Any, bounds: Any, rows: Any) -> tuple[int, int]:
+    """Bytes of all rows, each with `first` of them before its fields, and -1; or a row whose field cannot be copied, and that."""
+    size = 0
+    for row in rows:
+        size += first
+        for c in range(start.shape[0]):
+            n, at = length[c, row], start[c, row]
+            if n < NULL or (n >= 0 and (text[c, row] or at < bounds[c, 0] or at > bounds[c, 1] - n)):
+                return row, c
+            size += 4 + max(0, n)
+    return size, -1
 
 
 @kernel
-def _write_fields(out: Any, position: Any, buffer: Any, start: Any, length: Any) -> None:
-    """Append one field to each row; `_measure` has checked that it fits."""
-    for row in range(length.size):
-        at, n = position[row], length[row]
-        out[at] = (n >> 24) & 255
-        out[at + 1] = (n >> 16) & 255
-        out[at + 2] = (n >> 8) & 255
-        out[at + 3] = n & 255
-        at += 4
-        source = start[row]
-        if n == 8:
-            for k in range(8):
-                out[at + k] = buffer[source + k]
-        elif n > 0:
-            for k in range(n):
-                out[at + k] = buffer[source + k]
-        position[row] = at + max(0, n)
+def _write_rows(seqs: Any, buffer: Any, start: Any, length: Any, rows: Any, out: Any, at: Any) -> None:
+    """Rows of a seq, where there are any, and of fields; `_measure` has checked that they fit."""
+    columns = start.shape[0]
+    for i in range(rows.size):
+        row = rows[i]
+        if seqs.size:
+            at = _write_int(out, at, columns + 1, 2)
+            at = _write_int(out, _write_int(out, at, 8, 4), seqs[i], 8)
+        else:
+            at = _write_int(out, at, columns, 2)
+        for c in range(columns):
+            n, source = length[c, row], start[c, row]
+            at = _write_int(out, at, n, 4)
+            if n == 8:
+                for k in range(8):
+                    out[at + k] = buffer[source + k]
+            elif n > 0:
+                for k in range(n):
+                    out[at + k] = buffer[source + k]
+            at += max(0, n)
 
 
-_BLOCK = 2048  # rows written column by column while they are in cache
+_NO_SEQS = np.empty(0, dtype=np.int64)
 
 
 def pack(columns: Sequence[Fields]) -> NDArray[np.uint8]:
@@ -316,26 +322,42 @@ def pack(columns: Sequence[Fields]) -> NDArray[np.uint8]:
     ValueError
         The columns differ in rows, there is none or too many, or a field lies outside its buffer.
     """
+    return _packed(_NO_SEQS, columns, None)
+
+
+def pack_events(seqs: NDArray[np.int64], columns: Sequence[Fields], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """As `pack`, of some rows of the columns, which must have them, each after its seq as a bigint."""
+    return _packed(seqs, columns, rows)
+
+
+def _packed(seqs: NDArray[np.int64], columns: Sequence[Fields], rows: NDArray[np.int64] | None) -> NDArray[np.uint8]:
     if not 0 < len(columns) < 2**15 or len({c.length.size for c in columns}) != 1:
         raise ValueError(f"expected 1 to 32767 columns of equal size, got {[c.length.size for c in columns][:20]}")
-    rows = columns[0].length.size
-    width = np.full(rows, 2, dtype=np.int64)
-    for fields in columns:
-        bad = _measure(fields.buffer.size, fields.start, fields.length, fields.text, width)
-        if bad >= 0:
-            raise _cannot_copy(fields, bad)
-    ends = np.cumsum(width) + len(HEADER)
-    size = int(ends[-1]) if rows else len(HEADER)
-    out = np.empty(size + len(TRAILER), dtype=np.uint8)
+    if rows is None:
+        rows = np.arange(columns[0].length.size)
+    buffer, start, bounds = _in_one_buffer(columns)
+    length, text = np.array([c.length for c in columns]), np.array([c.text for c in columns])
+    size, bad = _measure(14 if len(seqs) else 2, start, length, text, bounds, rows)
+    if bad >= 0:
+        raise _cannot_copy(columns[bad], size)
+    out = np.empty(len(HEADER) + size + len(TRAILER), dtype=np.uint8)
     out[: len(HEADER)] = np.frombuffer(HEADER, dtype=np.uint8)
-    out[size:] = np.frombuffer(TRAILER, dtype=np.uint8)
-    position = ends - width
-    for first in range(0, rows, _BLOCK):
-        block = slice(first, first + _BLOCK)
-        _write_counts(out, position[block], len(columns))
-        for fields in columns:
-            _write_fields(out, position[block], fields.buffer, fields.start[block], fields.length[block])
+    out[len(out) - len(TRAILER) :] = np.frombuffer(TRAILER, dtype=np.uint8)
+    _write_rows(seqs, buffer, start, length, rows, out, len(HEADER))
     return out
+
+
+def _in_one_buffer(columns: Sequence[Fields]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """A buffer with all fields, int64[columns, rows] where they begin in it, and int64[columns, 2] between what."""
+    start, buffer = np.array([c.start for c in columns]), columns[0].buffer
+    bounds = np.zeros((len(columns), 2), dtype=np.int64)
+    if all(c.buffer is buffer for c in columns):
+        bounds[:, 1] = buffer.size
+        return buffer, start, bounds
+    different = {id(c.buffer): c.buffer for c in columns}
+    ends = dict(zip(different, np.cumsum([b.size for b in different.values()]).tolist(), strict=True))
+    bounds[:] = [(ends[id(c.buffer)] - c.buffer.size, ends[id(c.buffer)]) for c in columns]
+    return as_bytes(np.concatenate(list(different.values()))), start + bounds[:, :1], bounds
 
 
 WHOLE, TIME, NUMBER, REFERENCE, CODE = range(5)
@@ -359,13 +381,6 @@ def _table_size(values: Any, kinds: Any, length: Any) -> Any:
             elif not _is_null(values[row, c], kinds[c]):
                 size += 8
     return size
-
-
-@kernel
-def _write_int(out: Any, at: Any, value: Any, width: Any) -> Any:
-    for k in range(width):
-        out[at + k] = (value >> (8 * (width - 1 - k))) & 255
-    return at + width
 
 
 @kernel
@@ -413,6 +428,78 @@ def pack_table(values: NDArray[np.int64], kinds: Sequence[int], texts: Sequence[
     out[size:] = np.frombuffer(TRAILER, dtype=np.uint8)
     _write_table(values, *tables, out, len(HEADER))
     return out
+
+
+@kernel
+def _read_table(buffer: Any, at: int, kinds: Any, values: Any) -> tuple[int, int, int]:
+    """As `_walk`, with the fields' values."""
+    columns, size = kinds.size, buffer.size
+    for row in range(values.shape[1]):
+        if size - at < 2:
+            return row, at, _SHORT
+        count = int16(buffer, at)
+        if count == -1:
+            return row, at + 2, _END if at + 2 == size else _LONG
+        if count != columns:
+            return row, at, _WIDTH
+        at += 2
+        for c in range(columns):
+            if size - at < 4:
+                return row, at, _SHORT
+            n = int32(buffer, at)
+            at += 4
+            if n > size - at:
+                return row, at - 4, _SHORT
+            if n == 8:
+                value = int64(buffer, at)
+                if kinds[c] == TIME and value != NEGATIVE_INFINITY:
+                    later = value <= POSITIVE_INFINITY - POSTGRES_EPOCH
+                    value = value + POSTGRES_EPOCH if later else POSITIVE_INFINITY
+            elif n == 4:
+                value = int32(buffer, at)
+            elif n == NULL:
+                n, value = 0, _NAN if kinds[c] == NUMBER else 0
+            else:
+                return row, at - 4, _FIELD
+            values[c, row] = value
+            at += n
+    return values.shape[1], at, _SHORT
+
+
+def unpack_table(buffer: NDArray[np.uint8], kinds: Sequence[int]) -> NDArray[np.int64]:
+    """Read a whole COPY BINARY payload of columns that are four or eight bytes wide; the inverse of `pack_table`.
+
+    Parameters
+    ----------
+    buffer
+        uint8[bytes].
+    kinds
+        As `pack_table`, but for texts; integers may have four bytes, and all but `NUMBER` are 0 where they are NULL.
+
+    Returns
+    -------
+    int64[columns, rows]
+
+    Raises
+    ------
+    DecodeError
+        A damaged payload, or one with other columns.
+
+    Examples
+    --------
+    >>> unpack_table(pack_table(np.array([[7, 0], [8, 6]]), (WHOLE, REFERENCE)), (WHOLE, REFERENCE)).tolist()
+    [[7, 8], [0, 6]]
+    """
+    data = as_bytes(buffer)
+    at = _after_header(data)
+    values = np.empty((len(kinds), (data.size - at) // (2 + 4 * len(kinds)) + 1), dtype=np.int64)
+    rows, end, state = _read_table(data, at, np.array(kinds, dtype=np.int64), values)
+    if state in _REASONS:
+        raise DecodeError(
+            f"COPY data, row {rows}: {_REASONS[state]}, at position {end} of {data.size}; expected rows of {len(kinds)} columns "
+            "of four or eight bytes up to the trailer; was it cut off?"
+        )
+    return values[:, :rows]
 
 
 def _cannot_copy(fields: Fields, row: int) -> Exception:

@@ -190,10 +190,12 @@ class Gate:
         """
         verdict = np.full(len(rows), -1, dtype=np.int32)
         for index, rule in enumerate(self.rules):
-            verdict[(verdict < 0) & rule.broken(rows)] = index
+            if np.count_nonzero(broken := rule.broken(rows)):
+                verdict[(verdict < 0) & broken] = index
         for index, time in enumerate(self._times, start=len(self.rules)):
             ahead = ~rows[time].null & (rows[time].values > commit_time + self._max_ahead)
-            verdict[(verdict < 0) & ahead] = index
+            if np.count_nonzero(ahead):
+                verdict[(verdict < 0) & ahead] = index
         return verdict
 
     def explain(self, content: Mapping[str, str | None], rule: int) -> tuple[str, str | None, str]:
@@ -428,8 +430,14 @@ def _less_than(name: str, column: str, other: str) -> Rule:
 
 
 def _between(column: str, minimum: float | None, maximum: float | None) -> tuple[Callable[[Rows], Mask], str]:
+    least = -np.inf if minimum is None else float(minimum)
+    most = np.inf if maximum is None else float(maximum)
+
     def broken(rows: Rows) -> Mask:
         out: Mask = np.zeros(len(rows), dtype=np.bool_)
+        values, null = rows[column].values, rows[column].null
+        if np.count_nonzero((values > least) & (values < most) | null) == len(out):
+            return out  # rounding keeps the order: what lies inside does so exactly, too
         if minimum is not None:
             out |= rows.against(column, float(minimum)) < 0
         if maximum is not None:

@@ -57,10 +57,12 @@ class Keys:
 
     @classmethod
     def joined(cls, parts: Sequence[Keys], order: NDArray[np.intp]) -> Keys:
-        """All of some, in another order; their bytes are copied into one buffer."""
+        """All of some, in another order; bytes that are not in one buffer are copied into one."""
         if len(parts) == 1:
             return parts[0].take(order)
         length = np.concatenate([part.length for part in parts])
+        if all(part.buffer is parts[0].buffer for part in parts):
+            return cls(parts[0].buffer, np.concatenate([part.start for part in parts])[order], length[order])
         ends = np.cumsum(length, dtype=np.int64)
         start, buffer = ends - length, np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.uint8)
         first = 0

@@ -11,7 +11,7 @@ Format: PostgreSQL documentation, "Logical Replication Message Formats".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -235,9 +235,12 @@ def _error(buffer: NDArray[np.uint8], message: int, at: int, start: int, code: i
 
 @kernel
 def _scan(
-    buffer: Any, offsets: Any, known: Any, group: Any, transaction: Any, transactions: Any, is_open: bool
+    buffer: Any, offsets: Any, known: Any, group: Any, changes: Any, transaction: Any, transactions: Any, is_open: bool
 ) -> tuple[int, int, int, int]:
-    """Frame every message: which transaction, which group. `known[g]` is the oid of group g, newest version last."""
+    """Frame every message: which transaction, which group; counts the changes of each group.
+
+    `known[0, g]` is the oid of group g, newest version last; `known[1, g]` whether an earlier chunk described it.
+    """
     current = 0 if is_open else -1  # the open transaction
     count = 1 if is_open else 0
     newest = known[0].copy()  # oid of each group that is the current version of its relation, else -1
@@ -262,6 +265,7 @@ def _scan(
                 if last == newest.size:
                     return _NO_RELATION, i, at + 1, count
             group[i] = last
+            changes[last] += 1
         elif kind == BEGIN:
             if end - at < 21:
                 return _SHORT, i, end, count
@@ -459,6 +463,7 @@ def _origin(reader: _Reader) -> Origin:
 
 
 def _read_all(kinds: NDArray[np.uint8], kind: int, buffer: Any, offsets: Any, decode: Any) -> tuple[Any, ...]:
+    """Messages of a rare kind."""
     found = []
     for i in np.flatnonzero(kinds == kind).tolist():
         reader = _Reader(buffer, i, int(offsets[i]), int(offsets[i + 1]))
@@ -472,7 +477,7 @@ def _changes(
 ) -> Changes:
     kind = kinds[message]
     names = tuple(c.name for c in relation.columns)
-    has_old = bool(np.any(buffer[offsets[message] + 5] != NEW))
+    has_old = np.count_nonzero(buffer[offsets[message] + 5] != NEW) > 0
 
     def block(columns: int) -> tuple[Any, Any, Any]:
         shape = (columns, message.size)
@@ -509,21 +514,26 @@ def parse(
     """
     data = as_bytes(buffer)
     offsets = np.ascontiguousarray(offsets, dtype=np.int64)
-    if offsets.size == 0 or offsets[0] < 0 or offsets[-1] > data.size or np.any(np.diff(offsets) < 1):
+    if offsets.size == 0 or offsets[0] < 0 or offsets[-1] > data.size or np.count_nonzero(np.diff(offsets) < 1):
         raise DecodeError(
             f"change stream: the message offsets do not fit a buffer of {data.size} bytes; expected them to rise, one"
             " byte or more for each message, and to stay inside"
         )
     kinds = data[offsets[:-1]]
     messages = kinds.size
+    count_of = np.bincount(kinds, minlength=256).tolist()
+
+    def rare(kind: int, decode: Callable[[_Reader], Any]) -> tuple[Any, ...]:
+        return _read_all(kinds, kind, data, offsets, decode) if count_of[kind] else ()
 
     relations = dict(session.relations)
     groups = list(relations.values())
     newest = {r.oid: g for g, r in enumerate(groups)}
     known = len(groups)
     group = np.full(messages, -1, dtype=np.int32)
-    described = _read_all(kinds, RELATION, data, offsets, _relation)
-    for i, relation in zip(np.flatnonzero(kinds == RELATION).tolist(), described, strict=True):
+    described = rare(RELATION, _relation)
+    told = np.flatnonzero(kinds == RELATION).tolist() if described else []
+    for i, relation in zip(told, described, strict=True):
         # Relations are described again after any cache invalidation: only a real change starts a new group.
         if relations.get(relation.oid) != relation:
             relations[relation.oid] = relation
@@ -532,26 +542,27 @@ def parse(
         group[i] = newest[relation.oid]
 
     transaction = np.empty(messages, dtype=np.int32)
-    table = np.empty((6, int(np.count_nonzero(kinds == BEGIN)) + 1), dtype=np.int64)
+    table = np.empty((6, count_of[BEGIN] + 1), dtype=np.int64)
     if session.open:
         table[:, 0] = (session.open.final_lsn, session.open.commit_time, session.open.xid, -1, -1, 0)
     oids = np.array([[r.oid for r in groups], [g < known for g in range(len(groups))]], dtype=np.int64)
-    code, i, at, count = _scan(data, offsets, oids, group, transaction, table, session.open is not None)
+    changes = np.zeros(len(groups), dtype=np.int64)
+    code, i, at, count = _scan(data, offsets, oids, group, changes, transaction, table, session.open is not None)
     if code:
         raise _error(data, i, at, int(offsets[i]), code)
     table = table[:, :count]
     still_open = Begin(*table[:3, -1].tolist()) if count and table[4, -1] < 0 else None
 
-    is_change = (kinds == INSERT) | (kinds == UPDATE) | (kinds == DELETE)
-    rows_of = ((g, np.flatnonzero(is_change & (group == g))) for g in np.unique(group[is_change]).tolist())
+    group[kinds == RELATION] = -1
+    rows_of = ((g, np.flatnonzero(group == g)) for g in np.flatnonzero(changes).tolist())
     return Messages(
         kind=kinds,
         transaction=transaction,
         transactions=Transactions(*table),
         changes=tuple(_changes(groups[g], rows, data, offsets, kinds, transaction) for g, rows in rows_of),
-        truncates=_read_all(kinds, TRUNCATE, data, offsets, _truncate),
-        logical=_read_all(kinds, MESSAGE, data, offsets, _logical),
-        types=_read_all(kinds, TYPE, data, offsets, _type_name),
-        origins=_read_all(kinds, ORIGIN, data, offsets, _origin),
+        truncates=rare(TRUNCATE, _truncate),
+        logical=rare(MESSAGE, _logical),
+        types=rare(TYPE, _type_name),
+        origins=rare(ORIGIN, _origin),
         session=Session(MappingProxyType(relations), still_open),
     )

@@ -28,6 +28,7 @@ POSTGRES_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since the Uni
 POSITIVE_INFINITY = 2**63 - 1  # 'infinity' as a time; also any time after the year 294246, which int64 cannot hold
 NEGATIVE_INFINITY = -(2**63)  # '-infinity' as a time; also any date before the year -290307
 DAY = 86_400_000_000  # microseconds
+_LAST_DAY = POSITIVE_INFINITY // DAY
 
 Kind = Literal["int", "float", "numeric", "bool", "timestamp", "date", "char", "text", "uuid", "texts"]
 
@@ -115,20 +116,39 @@ class Column:
         return values
 
 
+_INT, _BYTE, _DOUBLE, _TIMESTAMP, _DATE = range(5)
+_HOWS: dict[Kind, int] = {"bool": _BYTE, "char": _BYTE, "timestamp": _TIMESTAMP, "date": _DATE}
+_NAN = int(np.array(np.nan).view(np.int64))
+
+
 @kernel
-def _fixed(buffer: Any, start: Any, length: Any, text: Any, width: Any, values: Any, null: Any) -> int:
-    """Sign-extended big-endian integers of 1, 2, 4 or 8 bytes; skips text fields; returns a bad row or -1."""
+def _fixed(buffer: Any, start: Any, length: Any, text: Any, width: Any, how: Any, values: Any, null: Any) -> int:
+    """Big-endian fields of 1, 2, 4 or 8 bytes as int64, doubles as their bits; skips text fields; returns a bad row or -1."""
+    nothing = _NAN if how == _DOUBLE else 0
     for row in range(length.size):
         n, at = length[row], start[row]
         null[row] = n == NULL
         if n == NULL or text[row]:
-            values[row] = 0
+            values[row] = nothing
         elif n != width:
             return row
         elif width == 8:
-            values[row] = int64(buffer, at)
+            value = int64(buffer, at)
+            if how == _TIMESTAMP and value != NEGATIVE_INFINITY:
+                value = value + POSTGRES_EPOCH if value <= POSITIVE_INFINITY - POSTGRES_EPOCH else POSITIVE_INFINITY
+            values[row] = value
         elif width == 4:
-            values[row] = int32(buffer, at)
+            value = int32(buffer, at)
+            if how == _DATE:
+                if value > _LAST_DAY:
+                    value = POSITIVE_INFINITY
+                elif value < -_LAST_DAY:
+                    value = NEGATIVE_INFINITY
+                elif value * DAY > POSITIVE_INFINITY - POSTGRES_EPOCH:
+                    value = POSITIVE_INFINITY
+                else:
+                    value = value * DAY + POSTGRES_EPOCH
+            values[row] = value
         elif width == 2:
             values[row] = int16(buffer, at)
         else:
@@ -359,36 +379,22 @@ def _decode_numeric(fields: Fields, pg: PgType) -> Column:
     return Column(values, null)
 
 
-def _saturating_add(values: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
-    return np.where(values > POSITIVE_INFINITY - shift, POSITIVE_INFINITY, values + shift)
-
-
 def _decode_fixed(fields: Fields, pg: PgType) -> Column:
-    rows = fields.length.size
+    rows, wide = fields.length.size, pg.kind == "float" and pg.width == 8
     values, null = np.empty(rows, np.int64), np.empty(rows, np.bool_)
-    bad = _fixed(fields.buffer, fields.start, fields.length, fields.text, pg.width, values, null)
+    how = _DOUBLE if wide else _HOWS.get(pg.kind, _INT)
+    bad = _fixed(fields.buffer, fields.start, fields.length, fields.text, pg.width, how, values, null)
     if bad >= 0:
         raise _bad(fields, bad, pg)
     out: NDArray[Any] = values
-    if pg.kind == "float":
+    if wide:
+        out = values.view(np.float64)
+    elif pg.kind == "float":
         with np.errstate(invalid="ignore"):  # a signaling NaN is a NaN
-            out = (
-                values.view(np.float64)
-                if pg.width == 8
-                else values.astype(np.uint32).view(np.float32).astype(np.float64)
-            )
+            out = values.astype(np.uint32).view(np.float32).astype(np.float64)
         out[null] = np.nan
     elif pg.kind == "bool":
         out = values != 0
-    elif pg.kind == "timestamp":
-        out = np.where(values == NEGATIVE_INFINITY, values, _saturating_add(values, POSTGRES_EPOCH))
-        out[null] = 0
-    elif pg.kind == "date":
-        limit = POSITIVE_INFINITY // DAY
-        out = _saturating_add(np.clip(values, -limit, limit) * DAY, POSTGRES_EPOCH)
-        out[values > limit] = POSITIVE_INFINITY
-        out[values < -limit] = NEGATIVE_INFINITY
-        out[null] = 0
     return Column(out, null)
 
 
@@ -471,6 +477,6 @@ def decode(cells: Cells, column: int, type_oid: int) -> Column:
             " the publication, or cast it in a generated column (an enum is decoded as text)"
         )
     decoded = _DECODERS.get(pg.kind, _decode_fixed)(fields, pg)
-    if pg.kind != "text" and fields.text.any():  # text and varchar have the same bytes in both formats
+    if pg.kind != "text" and np.count_nonzero(fields.text):  # text and varchar have the same bytes in both formats
         _fill_text(fields, pg, decoded.values)
     return decoded

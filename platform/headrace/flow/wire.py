@@ -61,6 +61,10 @@ def as_bytes(data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> NDArra
     >>> as_bytes(b"ab")
     array([97, 98], dtype=uint8)
     """
+    if type(data) is np.ndarray and data.dtype == np.uint8 and data.ndim == 1:
+        flags = data.flags
+        if flags.c_contiguous and not flags.writeable:
+            return data
     view = data.view(np.ndarray) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
     if view.dtype != np.uint8 or view.ndim != 1 or not view.flags.c_contiguous:
         raise TypeError(f"a buffer must be contiguous, one-dimensional uint8; got {view.dtype}, shape {view.shape}")

@@ -24,7 +24,7 @@ from headrace.definition.stream import Stream
 from headrace.errors import SeamError, ServerError, SourceError
 from headrace.events import LogColumn, micros, moment
 from headrace.flow.admit import Admission, Gates, Stretch
-from headrace.flow.copybinary import WHOLE, pack, pack_table
+from headrace.flow.copybinary import WHOLE, pack_events, pack_table
 from headrace.flow.gate import Rows
 from headrace.flow.join import Join, Joined, rehearse
 from headrace.flow.pgoutput import DELETE, INSERT, OLD, UPDATE, Changes, Messages, Session, parse
@@ -185,7 +185,7 @@ def _rehearse(stream: Stream, columns: tuple[LogColumn, ...]) -> None:
     messages = parse(b"".join(payloads), offsets, Session())
     admission = admit(stream, columns, messages)
     admission.chunk(clocks(messages, stream))
-    pack(admission.groups[0][1])
+    pack_events(np.zeros(1, dtype=np.int64), admission.groups[0][1], np.zeros(1, dtype=np.int64))
     pack_table(np.zeros((1, 1), dtype=np.int64), [WHOLE])
 
 

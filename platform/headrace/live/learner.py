@@ -2,7 +2,8 @@
 
 Woken by NOTIFY, with a slow poll beside it. It computes nothing of its own: `headrace.flow.progressive` does, and this
 loop moves data. Checkpoints fall on epoch ends, at most one a second while it catches up; each is one transaction with
-the metrics of all epochs since the last one, so a kill -9 at any point is as if the work since then was never done.
+the metrics of all epochs since the last one, so a kill -9 at any point is as if the work since then was never done. They
+are written by a thread, on the connection that holds the lease; the log is read on another one.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import logging
 import resource
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import islice
+from typing import Any
 
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
@@ -24,7 +29,7 @@ from headrace.events import LogColumn
 from headrace.flow.progressive import EpochScore
 from headrace.live.witness import Witness
 from headrace.store import checkpoints, db, log, registry
-from headrace.store.checkpoints import EpochCost
+from headrace.store.checkpoints import Checkpoint, EpochCost
 from headrace.store.leases import Lease
 from headrace.store.state import Live, read_on
 
@@ -37,6 +42,37 @@ _REST, _SHORT_REST = 0.05, 0.02  # seconds after a step: of a version that nobod
 _EDGE_SECONDS = 0.5  # who reads all that the log has in less is at its edge
 
 
+class Aside:
+    """A thread for one job at a time; what a job raises is raised for whoever gave it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "aside")
+        self._job: Future[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the job that was given last still runs; raises what it raised, once it has ended."""
+        if self._job is None or not self._job.done():
+            return self._job is not None
+        self.settle()
+        return False
+
+    def give(self, job: Callable[[], None]) -> None:
+        """Have a job done when the last one is."""
+        self.settle()
+        self._job = self._thread.submit(job)
+
+    def settle(self) -> None:
+        """Wait until nothing is left to do."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+    def close(self) -> None:
+        """End the thread when its job has ended."""
+        self._thread.shutdown()
+
+
 @dataclass
 class Learner:
     """The loop's own state.
@@ -44,7 +80,9 @@ class Learner:
     Parameters
     ----------
     conn
-        The platform's database, as role headrace_learner; the lease is held on it.
+        The platform's database, as role headrace_learner; the lease is held on it, and all is written on it.
+    reads
+        The same, for the log; may be the same connection as long as nothing is written aside.
     opened
         Opens the version at its newest checkpoint.
     batch
@@ -52,12 +90,14 @@ class Learner:
     """
 
     conn: Connection
+    reads: Connection
     stream: Stream
     columns: tuple[LogColumn, ...]
     opened: Callable[[], Live]
     batch: int = BATCH
     caught_up: bool = False
     lease: Lease | None = None  # None: it stands by, and writes nothing
+    status: str = ""  # of the version, when it was reported last
     live: Live = field(init=False)
     _pending: list[tuple[EpochScore, EpochCost]] = field(init=False)
     _witness: Witness = field(init=False)
@@ -65,6 +105,7 @@ class Learner:
     _cpu: float = field(default_factory=time.process_time)
     _rate: float = 0.0
     _through: datetime | None = None
+    _aside: Aside | None = None
 
     def __post_init__(self) -> None:
         self._open()
@@ -129,15 +170,15 @@ class Learner:
         edge
             Where the log ends, as far as it is known already.
         """
-        edge = edge or log.Edge.asked(self.conn, self.stream.name)
+        edge = edge or log.Edge.asked(self.reads, self.stream.name)
         at = self.live.progressive
         if edge is None or at.seq >= edge.seq:
             self.caught_up = edge is not None
             return False
         started, before = time.monotonic(), at.seq
         upto = min(at.seq + self.batch, edge.seq)
-        batch, scores = read_on(self.conn, self.stream.name, self.columns, at, upto, states=False)
-        self.conn.commit()
+        batch, scores = read_on(self.reads, self.stream.name, self.columns, at, upto, states=False)
+        self.reads.commit()
         ended = list(islice(scores, len(batch.epochs)))  # to the last one's end, where the state may be asked for
         if ended:
             self._end(ended, at_edge=edge.epoch == ended[-1].epoch.epoch + 1)
@@ -158,43 +199,62 @@ class Learner:
         if self.lease is None:
             self._witness.saw(scores)
         self.live.learned += sum(score.learned for score in scores)
-        if self.lease is not None and (at_edge or time.monotonic() - self._written > _CHECKPOINT_SECONDS):
+        if self.lease is not None and (at_edge or self._due()):
             self.write(scores[-1].epoch.epoch)
 
+    def _due(self) -> bool:
+        """Whether a checkpoint should be written though more epochs wait."""
+        return time.monotonic() - self._written > _CHECKPOINT_SECONDS and not (self._aside and self._aside.busy)
+
+    @contextmanager
+    def aside(self) -> Iterator[Aside]:
+        """While the block runs, checkpoints and reports are written by a thread; at its end all of them are."""
+        self._aside = Aside()
+        try:
+            yield self._aside
+            self._aside.settle()
+        finally:
+            self._aside.close()
+            self._aside = None
+
+    def _do(self, job: Callable[[], None]) -> None:
+        job() if self._aside is None else self._aside.give(job)
+
     def write(self, epoch: int) -> None:
-        """Checkpoint, metrics and position in one transaction; at an epoch's end."""
-        version, lease = self.live.version.version, self._held()
-        with db.transaction(self.conn):
-            lease.check(self.conn)
-            checkpoints.write_metrics(self.conn, self.stream.name, version, self.live.engine.id, self._pending)
-            checkpoints.write(self.conn, self.stream.name, version, self.live.checkpoint(epoch))
+        """Have checkpoint, metrics and position written in one transaction; at an epoch's end."""
+        self._do(partial(self._store, self._held(), self._pending, self.live.checkpoint(epoch)))
         self._pending, self._written = [], time.monotonic()
 
-    def report(self) -> str:
-        """Tell people where this version is; gives what it should be (its status)."""
-        position = log.position(self.conn, self.stream.name)
-        at, goal = self.live.progressive.seq, position.seq if position else 0
-        message = "live" if self.caught_up else _eta(goal - at, self._rate)
+    def _store(self, lease: Lease, scores: list[tuple[EpochScore, EpochCost]], checkpoint: Checkpoint) -> None:
+        with db.transaction(self.conn):
+            lease.check(self.conn)
+            checkpoints.write_metrics(self.conn, self.stream.name, lease.role, checkpoint.engine, scores)
+            checkpoints.write(self.conn, self.stream.name, lease.role, checkpoint)
+
+    def report(self) -> None:
+        """Have people told where this version is; `status` is what it should be by then."""
         params = {
             "stream": self.stream.name,
             "role": self.live.version.version,
             "phase": "live" if self.caught_up else "catching up",
-            "done": at,
-            "goal": goal,
+            "done": self.live.progressive.seq,
             "per_second": self._rate,
-            "message": message,
             "received_through": self._through,
         }
+        self._do(partial(self._tell, self._held(), params, caught_up=self.caught_up))
+
+    def _tell(self, lease: Lease, params: dict[str, Any], *, caught_up: bool) -> None:
+        position = log.position(self.conn, self.stream.name)
+        at, goal = params["done"], position.seq if position else 0
+        message = "live" if caught_up else _eta(goal - at, params["per_second"])
         with db.transaction(self.conn):
-            self._held().check(self.conn)
-            db.run(self.conn, "report_progress", params)
-            status = registry.version(self.conn, self.stream.name, self.live.version.version).status
-            if status == "catching_up" and self.caught_up:
-                registry.set_status(
-                    self.conn, self.stream.name, self.live.version.version, "shadow", was=("catching_up",)
-                )
-                logger.info("%s has caught up at seq %d: in shadow from now on", self.live.version.version, at)
-        return status
+            lease.check(self.conn)
+            db.run(self.conn, "report_progress", {**params, "goal": goal, "message": message})
+            status = registry.version(self.conn, self.stream.name, lease.role).status
+            if status == "catching_up" and caught_up:
+                registry.set_status(self.conn, self.stream.name, lease.role, "shadow", was=("catching_up",))
+                logger.info("%s has caught up at seq %d: in shadow from now on", lease.role, at)
+        self.status = status
 
     def _held(self) -> Lease:
         assert self.lease is not None  # a standby does not write
@@ -228,25 +288,30 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
     LeaseError
         When another process took the version over.
     """
-    conn, reported, status = learner.conn, 0.0, ""
+    conn, reported, name = learner.reads, 0.0, learner.live.version.version
     with conn.cursor() as cursor:
         cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(f"headrace_{learner.stream.name}")))
     conn.commit()
-    logger.info("%s learns from seq %d on", learner.live.version.version, learner.live.progressive.seq + 1)
-    while not stop():
-        edge = log.Edge.told(conn, learner.stream.name)
-        conn.notifies.clear()  # before the look at the log: what is notified during it must wake us again
-        began, worked = time.monotonic(), learner.step(edge)
-        if time.monotonic() - reported > _REPORT_SECONDS:
-            reported = time.monotonic()
-            status = learner.report()
-            if status in ("retired", "rejected"):
-                logger.info("%s was retired: it learns no more", learner.live.version.version)
+    logger.info("%s learns from seq %d on", name, learner.live.progressive.seq + 1)
+    edge, unsure = None, True
+    with learner.aside() as aside:
+        while not stop():
+            told, unsure = log.Edge.told(conn, learner.stream.name), unsure or bool(conn.notifies)
+            conn.notifies.clear()  # before the look at the log: what is notified during it must wake us again
+            if told is not None or unsure:
+                edge, unsure = told or log.Edge.asked(conn, learner.stream.name), False
+            began, worked = time.monotonic(), edge is not None and learner.step(edge)
+            if not aside.busy and time.monotonic() - reported > _REPORT_SECONDS:
+                reported = time.monotonic()
+                learner.report()
+            if learner.status in ("retired", "rejected"):
+                logger.info("%s was retired: it learns no more", name)
                 return
-        conn.poll()  # what came while the log was read is with libpq already: no `select` would wake for it
-        if worked and learner.caught_up:  # entries come together meanwhile
-            time.sleep(min(time.monotonic() - began, _SHORT_REST) if status == "champion" else _REST)
-            conn.poll()
-        elif not worked and not conn.notifies:
-            select.select([conn], [], [], _REPORT_SECONDS)
-            conn.poll()
+            conn.poll()  # what came while the log was read is with libpq already: no `select` would wake for it
+            if worked and learner.caught_up:  # entries come together meanwhile
+                champion = learner.status == "champion"
+                time.sleep(min(time.monotonic() - began, _SHORT_REST) if champion else _REST)
+                conn.poll()
+            elif not worked and not conn.notifies:
+                unsure = not any(select.select([conn], [], [], _REPORT_SECONDS))
+                conn.poll()

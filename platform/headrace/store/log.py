@@ -35,11 +35,22 @@ from headrace.events import (
     moment,
 )
 from headrace.flow.admit import Admission, Refusal
-from headrace.flow.copybinary import CODE, NUMBER, REFERENCE, TIME, WHOLE, encode, pack, pack_table, unpack
+from headrace.flow.copybinary import (
+    CODE,
+    NUMBER,
+    REFERENCE,
+    TIME,
+    WHOLE,
+    pack,
+    pack_events,
+    pack_table,
+    unpack,
+    unpack_table,
+)
 from headrace.flow.features import series
 from headrace.flow.join import Answer, Counts, Epoch, Held, Join, Joined, Past, new_join
 from headrace.flow.keys import Keys
-from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TIMESTAMPTZ, Column, decode
+from headrace.flow.pgtypes import BOOL, FLOAT8, INT4, INT8, TIMESTAMPTZ, decode
 from headrace.flow.steps import NO_TIME
 from headrace.flow.wire import Cells, Fields, as_bytes
 from headrace.store import db
@@ -48,9 +59,13 @@ from headrace.store.queries import all_queries, query
 from headrace.store.script import Script
 from headrace.store.source import Feed, lsn_text
 
+_TOLD = re.compile(r"([0-9]{1,18}) ([0-9]{1,9})")  # seq and epoch
 _LONG = 2_000  # entries, to read which the planner may think of a sort
-_READ = {"read_labels": 6, "read_segments": 3, "read_epochs": 6}  # what a batch has beside events, and its columns
-_EPOCH_TYPES = (INT4, INT8, INT8, INT4, TIMESTAMPTZ, TIMESTAMPTZ)
+_READ = {  # what a batch has beside events, and its columns
+    "read_labels": (WHOLE, WHOLE, WHOLE, NUMBER, NUMBER, REFERENCE),
+    "read_segments": (WHOLE, TIME, TIME),
+    "read_epochs": (WHOLE, WHOLE, WHOLE, WHOLE, TIME, TIME),
+}
 _FOLLOW = 200_000  # entries that a join takes over at a time
 _ERASED = b"\0erased"  # what stands for the key of an event that was erased: no type has such wire bytes
 _KINDS = [kind.name.lower().encode() for kind in LabelKind]
@@ -85,7 +100,7 @@ class Edge:
         Anybody may notify: what does not say where a log ends wakes its readers, and no more.
         """
         told = [n.payload for n in conn.notifies if n.channel == f"headrace_{stream}"]
-        found = re.fullmatch(r"([0-9]{1,18}) ([0-9]{1,9})", told[-1]) if told else None
+        found = _TOLD.fullmatch(told[-1]) if told else None
         return cls(int(found[1]), int(found[2])) if found else None
 
     @classmethod
@@ -387,9 +402,8 @@ class Appender:
         text = self._query(script, "write_events", columns=names)
         for first, fields in groups:
             mine = (rows >= first) & (rows < first + len(fields[0].length))
-            if mine.any():
-                index = rows[mine] - first
-                script.copy(text, pack([encode(seqs[mine], INT8), *(f.take(index) for f in fields)]))
+            if np.count_nonzero(mine):
+                script.copy(text, pack_events(seqs[mine], fields, rows[mine] - first))
 
     def _write_labels(self, script: Script, joined: Joined) -> None:
         if not len(joined.labels):
@@ -509,11 +523,11 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
     text = _read_text(conn, stream, tuple(c.name for c in columns))
     found, *others = copies_out(conn, text.replace(_AFTER, str(after)).replace(_UPTO, str(upto)))
     events, event_columns = _decoded(found, columns)
-    labels, segments, epochs = (unpack(rows, width) for rows, width in zip(others, _READ.values(), strict=True))
+    labels, segments, epochs = (unpack_table(rows, kinds) for rows, kinds in zip(others, _READ.values(), strict=True))
     if long:
         db.run(conn, "read_in_any_order")
-    starts, watermarks = decode(segments, 0, INT8).values, decode(segments, 1, TIMESTAMPTZ).values
-    label_seq = decode(labels, 0, INT8).values
+    label_seq, label_event, label_kind, y, y_before, corrects = labels
+    starts, watermarks, received = segments
     if len(events) + len(label_seq) != upto - after:
         if after < (dropped := dropped_through(conn, stream)):
             raise _forgotten(stream, after, dropped)
@@ -521,9 +535,7 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
             f"the log of {stream!r} has {len(events) + len(label_seq)} entries from seq {after + 1} to {upto}, expected "
             f"{upto - after}: run `headrace check`"
         )
-    clock_corrected, corrects_timeout = _corrected(conn, stream, decode(labels, 5, INT8))
-    received = decode(segments, 2, TIMESTAMPTZ).values
-    ends = zip(*(decode(epochs, at, oid).values.tolist() for at, oid in enumerate(_EPOCH_TYPES)), strict=True)
+    clock_corrected, corrects_timeout = _corrected(conn, stream, corrects)
     return LogBatch(
         seq_first=after + 1,
         seq_last=upto,
@@ -532,14 +544,14 @@ def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int
         events=event_columns,
         clock_events=watermarks[np.searchsorted(starts, events, side="right") - 1],
         label_seq=label_seq,
-        label_event=decode(labels, 1, INT8).values,
-        label_kind=decode(labels, 2, INT4).values,
-        y=decode(labels, 3, FLOAT8).to_float(),
-        y_before=decode(labels, 4, FLOAT8).to_float(),
+        label_event=label_event,
+        label_kind=label_kind,
+        y=y.view(np.float64),
+        y_before=y_before.view(np.float64),
         clock_corrected=clock_corrected,
         corrects_timeout=corrects_timeout,
         clock_labels=watermarks[np.searchsorted(starts, label_seq, side="right") - 1],
-        epochs=tuple(EpochRange(*end) for end in ends),
+        epochs=tuple(EpochRange(*end) for end in epochs.T.tolist()),
         received_through=moment(int(received[-1])) if len(received) else None,
     )
 
@@ -565,12 +577,14 @@ def _forgotten(stream: str, after: int, dropped: int) -> ForgottenError:
     )
 
 
-def _corrected(conn: Connection, stream: str, corrects: Column) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _corrected(
+    conn: Connection, stream: str, corrects: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Of the labels that some replace: the watermark, and whether that was a time-out; 0 and False of other labels."""
-    clock, timed_out = np.zeros(len(corrects.null), dtype=np.int64), np.zeros(len(corrects.null), dtype=np.bool_)
-    if not corrects.null.all():
-        some = ~corrects.null
-        cells = unpack(copy_out(conn, _copy("read_corrected", stream, seqs=_bigints(corrects.values[some]))), 2)
+    clock, timed_out = np.zeros(len(corrects), dtype=np.int64), np.zeros(len(corrects), dtype=np.bool_)
+    if np.count_nonzero(corrects):
+        some = corrects > 0
+        cells = unpack(copy_out(conn, _copy("read_corrected", stream, seqs=_bigints(corrects[some]))), 2)
         clock[some], timed_out[some] = decode(cells, 0, TIMESTAMPTZ).values, decode(cells, 1, BOOL).values
     return clock, timed_out
 

@@ -101,6 +101,11 @@ def handwritten(stage: Stage) -> Took:
 
 
 BACKEND = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datname = 'headrace'"
+_BACKENDS = {
+    "intake's backend": "headrace intake ads",
+    "learner's backend": "headrace learn ads-1: the log",
+    "checkpoints' backend": "headrace learn ads-1",
+}
 _LEARNED = "SELECT coalesce(max(seq), 0) FROM headrace.checkpoints"
 
 
@@ -120,8 +125,8 @@ def headrace(stage: Stage, watch: Callable[[Mapping[str, int]], None] = lambda p
     goal = stage.ask("headrace", "SELECT seq FROM headrace.intake_positions", on=stage.platform) + stage.changes
     sender, began = _walsender(stage, "headrace_ads")
     pids = {"walsender": sender, "intake": intake.pid, "learner": learner.pid}
-    for role, doing in (("intake", "headrace intake ads"), ("learner", "headrace learn ads-1")):
-        pids[f"{role}'s backend"] = int(stage.ask("postgres", BACKEND, (doing,), on=stage.platform))
+    for name, doing in _BACKENDS.items():
+        pids[name] = int(stage.ask("postgres", BACKEND, (doing,), on=stage.platform))
     watch(pids)
     before = {name: cpu_of(pid) for name, pid in pids.items()}
     with closing(psycopg2.connect(stage.platform.dsn("headrace"))) as conn, conn.cursor() as cursor:

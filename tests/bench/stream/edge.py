@@ -18,6 +18,7 @@ from tests.bench.stream.stage import Stage
 from headrace.events import PARTITION_ENTRIES
 from headrace.models.engine import engine
 from headrace.store import db, log, registry
+from headrace.store.script import Script
 from headrace.store.state import assemble, read_on, recipe_of
 
 _SHORT, _LONG = 100_000, 50_100_000  # entries; the newest partition has as many of both
@@ -72,7 +73,7 @@ def _fill(stage: Stage, entries: int) -> None:
         for number in range(at.seq // PARTITION_ENTRIES, entries // PARTITION_ENTRIES + 1):
             first, last = number * PARTITION_ENTRIES, min(entries, (number + 1) * PARTITION_ENTRIES - 1)
             first = max(first, at.seq + 1)
-            appender._make_room(conn, first, last)
+            appender._make_room(Script(conn), first, last)
             cursor.execute(_LOG.format(names=names, row=row, first=first, last=last, commit=_COMMIT, back=_BACK))
             conn.commit()
         cursor.execute(_COMMITS.format(first=at.seq + 1, last=entries, commit=_COMMIT, epoch=_EPOCH))
@@ -89,7 +90,10 @@ def _fill(stage: Stage, entries: int) -> None:
 
 
 def _reads(stage: Stage, database: str) -> Iterator[float]:
-    """Seconds for what a learner's step at the edge reads; nobody takes the iterator, so nothing is learned of it."""
+    """Seconds for what a learner's step at the edge reads; nobody takes the iterator, so nothing is learned of it.
+
+    Where the log ends it is told.
+    """
     with closing(db.connect(stage.platform.dsn(database), role="headrace_learner")) as conn:
         columns, version = registry.registered(conn, stage.stream), registry.version(conn, "ads", "ads-1")
         at = log.position(conn, "ads")
@@ -98,8 +102,6 @@ def _reads(stage: Stage, database: str) -> Iterator[float]:
         reader = assemble(stage.stream, newest, recipe_of(stage.stream, version), None, b"", engine()).progressive
         for _ in range(_READS):
             began = time.perf_counter()
-            log.position(conn, "ads")
-            conn.commit()
             read_on(conn, "ads", columns, reader, at.seq, states=False)
             conn.commit()
             yield time.perf_counter() - began

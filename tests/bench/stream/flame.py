@@ -24,7 +24,7 @@ _FILE = Path(__file__).parents[3] / "docs" / "stream-flame.svg"
 _SAMPLES = 250  # a second
 _WIDTH, _ROW, _DEPTH, _LEGIBLE = 1200, 18, 12, 3  # pixels, levels below a process, pixels below which nothing is drawn
 _LETTER = 6.2  # pixels
-_SHADES = ("#4e79a7", "#e15759", "#59a14f", "#9c755f", "#b07aa1")
+_SHADES = ("#4e79a7", "#e15759", "#59a14f", "#9c755f", "#b07aa1", "#76736e")
 
 
 @dataclass
