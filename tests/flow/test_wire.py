@@ -34,9 +34,11 @@ from headrace.flow.copybinary import (
     WHOLE,
     encode,
     pack,
+    pack_events,
     pack_table,
     unpack,
     unpack_chunk,
+    unpack_table,
 )
 from headrace.flow.pgoutput import (
     DELETE,
@@ -564,6 +566,64 @@ def test_a_table_is_packed_as_its_columns_are(rows: list[tuple[Any, ...]]) -> No
     columns = [encode(whole, INT8), encode(number, FLOAT8, np.isnan(number)), encode(reference, INT8, reference == 0)]
     columns += [encode(time, TIMESTAMPTZ), encode([texts[c] for c in code.tolist()], TEXT)]
     assert packed.tobytes() == pack(columns).tobytes()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-(2**63), 2**63 - 1),
+            st.none() | st.floats(),
+            st.none() | st.integers(-(2**63), 2**63 - 1),
+            st.integers(-(2**31), 2**31 - 1),
+            st.integers(-(10**15), 10**15) | st.sampled_from([2**63 - 1, -(2**63)]),
+        )
+    ),
+    st.data(),
+)
+def test_a_table_is_read_as_its_columns_are(rows: list[tuple[Any, ...]], data: st.DataObject) -> None:
+    kinds, oids = (WHOLE, NUMBER, REFERENCE, WHOLE, TIME), (INT8, FLOAT8, INT8, pgtypes.INT4, TIMESTAMPTZ)
+    columns = []
+    for c, oid in enumerate(oids):
+        null = np.array([row[c] is None for row in rows], dtype=np.bool_)
+        dtype = {FLOAT8: np.float64, pgtypes.INT4: np.int32}.get(oid, np.int64)
+        columns.append(encode(np.array([row[c] or 0 for row in rows], dtype=dtype), oid, null))
+    payload = pack(columns)
+    cells, table = unpack(payload, len(kinds)), unpack_table(payload, kinds)
+    for c, oid in enumerate(oids):
+        decoded = decode(cells, c, oid).values
+        same = table[c].view(np.float64) if oid == FLOAT8 else table[c]
+        assert np.array_equal(same, decoded, equal_nan=oid == FLOAT8)
+    with pytest.raises(DecodeError, match=r"COPY data.*expected"):
+        unpack_table(payload[: data.draw(st.integers(0, len(payload) - 1))], kinds)
+    with pytest.raises(DecodeError, match=r"COPY data.*expected"):
+        unpack_table(np.append(payload, np.uint8(0)), kinds)
+    with suppress(DecodeError):
+        unpack_table(np.frombuffer(data.draw(damage(payload.tobytes())), dtype=np.uint8), kinds)
+    if rows:
+        with pytest.raises(DecodeError, match="another number of columns"):
+            unpack_table(payload, kinds[:-1])
+        with pytest.raises(DecodeError, match="neither four nor eight bytes"):
+            unpack_table(pack([encode(["abc"], TEXT)]), kinds[:1])
+
+
+@given(st.lists(st.lists(st.none() | st.binary(max_size=9), min_size=3, max_size=3)), st.data())
+def test_events_are_packed_from_any_buffers(rows: list[list[bytes | None]], data: st.DataObject) -> None:
+    cells, others = (unpack(copy_payload(rows), 3) for _ in range(2))
+    fields = [data.draw(st.sampled_from([cells, others])).column(c) for c in range(3)]
+    taken = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1))) if rows else [], dtype=np.int64)
+    seqs = np.arange(len(taken)) * 2**40
+    packed = pack_events(seqs, fields, taken)
+    assert packed.tobytes() == copy_payload(
+        [[struct.pack(">q", seq), *rows[row]] for seq, row in zip(seqs.tolist(), taken.tolist(), strict=True)]
+    )
+
+
+def test_a_field_is_not_taken_from_the_next_buffer() -> None:
+    first, second = (encode(np.arange(3), INT8) for _ in range(2))
+    beyond = replace(first, start=first.start + 8)
+    assert len(pack_events(np.zeros(2, dtype=np.int64), [beyond, second], np.array([0, 1]))) > 0
+    with pytest.raises(ValueError, match="outside its buffer"):
+        pack_events(np.zeros(1, dtype=np.int64), [beyond, second], np.array([2]))
 
 
 def test_pack_and_encode_refuse_what_does_not_fit() -> None:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _REPORT = 2.0  # seconds
 _FEW = 1_000  # messages: what comes within a rest after so few shares a transaction, here and with all who read the log
-_REST = 0.02  # seconds at most; as long as the transaction took, which is longer where others want the CPU
+_REST = 0.004  # seconds at most; as long as the transaction took, which is longer where others want the CPU
 CLOCK = "headrace.clock"  # prefix of logical messages that carry stream time, as ISO 8601 text
 _NO_CLOCK = -(2**63)
 

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 BATCH = 20_000  # entries read at a time while catching up
 _CHECKPOINT_SECONDS = 1.0
 _REPORT_SECONDS = 0.5
-_REST, _SHORT_REST = 0.05, 0.02  # seconds after a step: of a version that nobody asks, and at most of the champion
+_REST, _SHORT_REST = 0.05, 0.004  # seconds after a step: of a version that nobody asks, and at most of the champion
 _EDGE_SECONDS = 0.5  # who reads all that the log has in less is at its edge
 
 
@@ -105,13 +105,14 @@ class Learner:
     _cpu: float = field(default_factory=time.process_time)
     _rate: float = 0.0
     _through: datetime | None = None
+    _filling: int | None = None  # the epoch that is filled where it stands, when it is known
     _aside: Aside | None = None
 
     def __post_init__(self) -> None:
         self._open()
 
     def _open(self) -> None:
-        self.live, self._pending = self.opened(), []
+        self.live, self._pending, self._filling = self.opened(), [], None
         self._witness = Witness(self.stream.name, self.live.version.version, self.live.engine.id)
 
     def begin(self, lease: Lease) -> None:
@@ -177,13 +178,15 @@ class Learner:
             return False
         started, before = time.monotonic(), at.seq
         upto = min(at.seq + self.batch, edge.seq)
-        batch, scores = read_on(self.reads, self.stream.name, self.columns, at, upto, states=False)
+        ends = edge.epoch != self._filling
+        batch, scores = read_on(self.reads, self.stream.name, self.columns, at, upto, states=False, ends=ends)
         self.reads.commit()
         ended = list(islice(scores, len(batch.epochs)))  # to the last one's end, where the state may be asked for
         if ended:
             self._end(ended, at_edge=edge.epoch == ended[-1].epoch.epoch + 1)
         beyond = next(scores, None)  # learns what is left of the batch
         assert beyond is None
+        self._filling = edge.epoch if upto == edge.seq else None
         self._through = batch.received_through
         seconds = time.monotonic() - started
         self._rate = (at.seq - before) / max(seconds, 1e-6)

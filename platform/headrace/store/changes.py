@@ -97,6 +97,7 @@ class Reader:
         self._complete: Large | None = None  # and when all of it has come
         self._known, self._idle = 0, 0  # positions: all before it was received, or given
         self._durable = 0  # acknowledged
+        self._unconfirmed = False  # whether the source has not heard of it
         self._confirmed = time.monotonic()
         self._wondered: float | None = None  # since when an answer is awaited
         self._failed: BaseException | None = None
@@ -175,9 +176,13 @@ class Reader:
                     time.sleep(_LET_IN)
                 with self._turn:
                     stopped = self._take()
+                if self._unconfirmed:
+                    self._say_durable()
                 if stopped in (NOTHING, FULL):
                     self._rest(stopped)
                 self._say_so()
+            if self._unconfirmed:
+                self._say_durable()
         except BaseException as error:  # whatever it is, a full disk or no memory, the caller must hear of it
             with self._turn:
                 self._failed = error
@@ -256,11 +261,23 @@ class Reader:
         return source.lsn_text(self._idle)
 
     def acknowledge(self, lsn: str) -> None:
-        """Tell the source that everything up to a position is durable here; nothing else is ever confirmed."""
-        with self._my_turn():
-            self._durable = max(self._durable, source.lsn_number(lsn))
-            self.asked = False
-            self._confirm()
+        """Tell the source that everything up to a position is durable here; nothing else is ever confirmed.
+
+        It does not wait for its turn: the thread has it for as long as it takes what comes, and tells the source then.
+        """
+        self._durable = max(self._durable, source.lsn_number(lsn))
+        self.asked, self._unconfirmed = False, True
+        self._say_durable(wait=False)
+
+    def _say_durable(self, *, wait: bool = True) -> None:
+        """Confirm what was acknowledged; whoever does not wait leaves it to the other, who looks after each turn."""
+        if self._turn.acquire(blocking=wait):
+            try:
+                if self._unconfirmed:
+                    self._unconfirmed = False
+                    self._confirm()
+            finally:
+                self._turn.release()
 
     def alive(self) -> None:
         """Tell a source that asked what is durable: no more than before."""

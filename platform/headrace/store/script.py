@@ -39,6 +39,7 @@ class Script:
     def __init__(self, conn: Connection) -> None:
         assert not conn.autocommit
         self.conn = conn
+        self._cursor = conn.cursor()  # runs nothing
         self._statements: list[bytes] = []
         self._rows: list[NDArray[np.uint8]] = []
 
@@ -53,8 +54,9 @@ class Script:
 
     def add_text(self, text: sql.Composable, params: Mapping[str, Any] | None = None) -> None:
         """Another statement that gives nothing back."""
-        with self.conn.cursor() as cursor:
-            self._statements.append(cursor.mogrify(text, params))
+        self._statements.append(
+            text.as_string(self.conn).encode() if params is None else self._cursor.mogrify(text, params)
+        )
 
     def copy(self, text: sql.Composable, rows: bytes | NDArray[np.uint8]) -> None:
         """A COPY ... FROM STDIN and what it is given."""

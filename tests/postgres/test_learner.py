@@ -1,0 +1,101 @@
+"""A learner that writes its checkpoints aside: it goes on meanwhile, and hears of what went wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.conftest import ENGINE, Registered, SmallSource
+
+from headrace.errors import LeaseError
+from headrace.live import learner as live
+from headrace.live.learner import Learner
+from headrace.store import db, leases, registry
+from headrace.store.state import open_version
+
+KEY = b"k" * 32
+STORED = "SELECT coalesce(max(seq), 0) FROM headrace.checkpoints"
+
+
+@pytest.fixture
+def learner(registered: Registered, origin: SmallSource) -> Iterator[Learner]:
+    """The holder of a version's role, before it has read anything."""
+    origin.add(*origin.rows(0, 300))
+    registered.import_history(origin)
+    with (
+        closing(db.connect(registered.dsn, role="headrace_learner")) as conn,
+        closing(db.connect(registered.dsn, role="headrace_learner")) as reads,
+    ):
+
+        def opened() -> Any:
+            version = registry.version(conn, "small", "small-1")
+            return open_version(conn, registered.stream, version, registered.columns, KEY, ENGINE)
+
+        learner = Learner(conn, reads, registered.stream, registered.columns, opened, batch=50)
+        learner.begin(leases.take(conn, "small", "small-1", timedelta(seconds=5)))
+        yield learner
+
+
+def stored(registered: Registered) -> int:
+    return int(registered.query(STORED)[0][0])
+
+
+def test_it_learns_while_a_checkpoint_waits(
+    learner: Learner, registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_CHECKPOINT_SECONDS", 0.0)
+    with closing(db.connect(registered.dsn)) as other:
+        with other.cursor() as cursor:
+            cursor.execute("LOCK TABLE headrace.checkpoints IN SHARE MODE")
+        with learner.aside() as aside:
+            while not aside.busy:
+                assert learner.step()
+            first = learner.live.progressive.seq
+            for _ in range(3):
+                assert learner.step()
+            assert learner.live.progressive.seq == first + 150
+            assert aside.busy
+            assert stored(registered) == 0
+            other.rollback()
+            while learner.step():
+                pass
+    ((last,),) = registered.query("SELECT max(seq_last) FROM headrace.epochs")
+    assert stored(registered) == last, "what was given is written when the block ends"
+    ((missing,),) = registered.query(
+        "SELECT count(*) FROM headrace.epochs WHERE epoch NOT IN (SELECT epoch FROM headrace.epoch_metrics)"
+    )
+    assert missing == 0
+
+
+def reported_aside(learner: Learner) -> None:
+    """Report, and look whether that is done."""
+    deadline = time.monotonic() + 10
+    with learner.aside() as aside:
+        learner.report()
+        while aside.busy:
+            assert time.monotonic() < deadline
+
+
+def test_a_role_that_was_lost_is_heard_of(learner: Learner, registered: Registered) -> None:
+    reported_aside(learner)
+    assert learner.status == "champion"
+    registered.query("UPDATE headrace.leases SET token = token + 1 WHERE role = 'small-1'")
+    with pytest.raises(LeaseError, match="lost the role 'small-1'"):
+        reported_aside(learner)
+
+
+def test_a_version_in_shadow_is_reported_by_the_loop(learner: Learner, registered: Registered) -> None:
+    registered.query("UPDATE headrace.versions SET status = 'catching_up' WHERE version = 'small-1'")
+    deadline = time.monotonic() + 20
+
+    def in_shadow() -> bool:
+        assert time.monotonic() < deadline
+        return learner.status == "shadow"
+
+    live.run(learner, in_shadow)
+    assert registered.query("SELECT status FROM headrace.versions WHERE version = 'small-1'") == [("shadow",)]
+    assert stored(registered) > 0
