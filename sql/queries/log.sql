@@ -99,10 +99,10 @@ COPY (
 COPY (SELECT key, y, label_time, deadline FROM {schema}.held ORDER BY held_id) TO STDOUT (FORMAT binary);
 
 -- read_in_order: for long ranges; entries lie in order of seq, but a planner without statistics would collect and sort them
-SELECT set_config('enable_sort', 'off', false);
+SELECT set_config('enable_sort', 'off', true);
 
 -- read_in_any_order: the planner may sort again
-SELECT set_config('enable_sort', 'on', false);
+SELECT set_config('enable_sort', 'on', true);
 
 -- read_events: a range of events in order
 COPY (SELECT seq, {columns} FROM {schema}.events WHERE seq > {after} AND seq <= {upto} ORDER BY seq) TO STDOUT (FORMAT binary);

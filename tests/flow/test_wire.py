@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -67,7 +68,7 @@ from headrace.flow.pgtypes import (
     TIMESTAMPTZ,
     decode,
 )
-from headrace.flow.wire import ABSENT, UNCHANGED, Cells, as_bytes, distinct
+from headrace.flow.wire import ABSENT, UNCHANGED, Cells, Fields, as_bytes, distinct
 from headrace.models.text import NULL, Text
 
 settings.register_profile("wire", deadline=None, max_examples=50)
@@ -616,6 +617,20 @@ def test_events_are_packed_from_any_buffers(rows: list[list[bytes | None]], data
     assert packed.tobytes() == copy_payload(
         [[struct.pack(">q", seq), *rows[row]] for seq, row in zip(seqs.tolist(), taken.tolist(), strict=True)]
     )
+
+
+def test_of_a_large_buffer_only_what_is_needed_is_copied() -> None:
+    table = np.zeros(1 << 26, dtype=np.uint8)
+    start = np.arange(1000) * (len(table) // 1000)
+    large = Fields(as_bytes(table), start, np.full(1000, 8, dtype=np.int32), np.zeros(1000, dtype=np.bool_), "n")
+    some = encode(np.arange(1000), INT8)
+    tracemalloc.start()
+    try:
+        packed = pack_events(np.zeros(3, dtype=np.int64), [large, some], np.array([500, 501, 502]))
+        assert tracemalloc.get_traced_memory()[1] < len(table) / 100
+    finally:
+        tracemalloc.stop()
+    assert unpack(packed, 3).column(2).bytes_at(1) == struct.pack(">q", 501)
 
 
 def test_a_field_is_not_taken_from_the_next_buffer() -> None:

@@ -115,6 +115,34 @@ def test_a_hole_is_not_read_over(full: Any, conn: Any) -> None:
         log.read(conn, "small", full.columns, 0, 100)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_long_range_leaves_the_planner_as_it_was(
+    full: Any, conn: Any, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    monkeypatch.setattr(log, "_LONG", 10)
+
+    def read() -> None:
+        with conn.cursor() as cursor:
+            if begun:
+                cursor.execute("SELECT")
+            log.read(conn, "small", full.columns, 0, 50)
+
+    def sorts() -> list[tuple[str]]:
+        with conn.cursor() as cursor:
+            cursor.execute("SHOW enable_sort")
+            found: list[tuple[str]] = cursor.fetchall()
+            return found
+
+    read()
+    assert sorts() == [("on",)]
+    conn.commit()
+    full.query("ALTER TABLE small.segments RENAME TO gone")
+    with pytest.raises(psycopg2.errors.UndefinedTable):
+        read()
+    conn.rollback()
+    assert sorts() == [("on",)]
+
+
 def test_some_events_by_their_seq(full: Any, conn: Any) -> None:
     batch = log.read(conn, "small", full.columns, 0, 100)
     some = batch.event_seq[[3, 1, 5]]

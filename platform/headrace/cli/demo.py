@@ -212,7 +212,7 @@ def _follow(demo: _Demo, stop: Callable[[], bool], *, until_promotion: bool) -> 
             now = race.look(conn, STREAM) if conn is not None else None
             if now is not None and now.seq and not started and (len(now.versions) > 1 or demo.bootstrapped):
                 demo.replayer.start()  # not before: on a slow machine the year would be over before anybody is compared
-                trained = "challengers are trained" if len(now.versions) > 1 else "the bootstrap is over"
+                trained = "the first challenger is trained" if len(now.versions) > 1 else "the bootstrap is over"
                 demo.say(f"{trained}; October to December happens now, {demo.speed:,.0f} times as fast")
                 started = True
                 _serve(demo)

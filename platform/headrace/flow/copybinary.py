@@ -335,8 +335,8 @@ def _packed(seqs: NDArray[np.int64], columns: Sequence[Fields], rows: NDArray[np
         raise ValueError(f"expected 1 to 32767 columns of equal size, got {[c.length.size for c in columns][:20]}")
     if rows is None:
         rows = np.arange(columns[0].length.size)
-    buffer, start, bounds = _in_one_buffer(columns)
     length, text = np.array([c.length for c in columns]), np.array([c.text for c in columns])
+    buffer, start, bounds = _in_one_buffer(columns, length, rows)
     size, bad = _measure(14 if len(seqs) else 2, start, length, text, bounds, rows)
     if bad >= 0:
         raise _cannot_copy(columns[bad], size)
@@ -347,17 +347,29 @@ def _packed(seqs: NDArray[np.int64], columns: Sequence[Fields], rows: NDArray[np
     return out
 
 
-def _in_one_buffer(columns: Sequence[Fields]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """A buffer with all fields, int64[columns, rows] where they begin in it, and int64[columns, 2] between what."""
+def _in_one_buffer(
+    columns: Sequence[Fields], length: NDArray[np.int32], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """A buffer with the fields of some rows, int64[columns, rows] where they begin in it, and int64[columns, 2] between what."""
     start, buffer = np.array([c.start for c in columns]), columns[0].buffer
     bounds = np.zeros((len(columns), 2), dtype=np.int64)
     if all(c.buffer is buffer for c in columns):
         bounds[:, 1] = buffer.size
         return buffer, start, bounds
-    different = {id(c.buffer): c.buffer for c in columns}
-    ends = dict(zip(different, np.cumsum([b.size for b in different.values()]).tolist(), strict=True))
-    bounds[:] = [(ends[id(c.buffer)] - c.buffer.size, ends[id(c.buffer)]) for c in columns]
-    return as_bytes(np.concatenate(list(different.values()))), start + bounds[:, :1], bounds
+    parts, size = [], 0
+    for own in {id(c.buffer): c.buffer for c in columns}.values():
+        # Only what is needed of it: it may be a file of many gigabytes.
+        mine = np.array([c.buffer is own for c in columns])
+        there, begins = length[mine][:, rows] >= 0, start[mine][:, rows]
+        ends = begins + length[mine][:, rows]
+        first, last = int(begins.min(initial=own.size, where=there)), int(ends.max(initial=0, where=there))
+        first = min(max(first, 0), own.size)
+        last = min(max(last, first), own.size)
+        parts.append(own[first:last])
+        start[mine] += size - first
+        bounds[mine] = size, size + last - first
+        size += last - first
+    return as_bytes(np.concatenate(parts)), start, bounds
 
 
 WHOLE, TIME, NUMBER, REFERENCE, CODE = range(5)

@@ -71,6 +71,8 @@ class Aside:
     def close(self) -> None:
         """End the thread when its job has ended."""
         self._thread.shutdown()
+        if self._job is not None and (error := self._job.exception()) is not None:
+            logger.warning("what was being written failed as well: %s", error)
 
 
 @dataclass
@@ -105,14 +107,13 @@ class Learner:
     _cpu: float = field(default_factory=time.process_time)
     _rate: float = 0.0
     _through: datetime | None = None
-    _filling: int | None = None  # the epoch that is filled where it stands, when it is known
     _aside: Aside | None = None
 
     def __post_init__(self) -> None:
         self._open()
 
     def _open(self) -> None:
-        self.live, self._pending, self._filling = self.opened(), [], None
+        self.live, self._pending = self.opened(), []
         self._witness = Witness(self.stream.name, self.live.version.version, self.live.engine.id)
 
     def begin(self, lease: Lease) -> None:
@@ -178,15 +179,13 @@ class Learner:
             return False
         started, before = time.monotonic(), at.seq
         upto = min(at.seq + self.batch, edge.seq)
-        ends = edge.epoch != self._filling
-        batch, scores = read_on(self.reads, self.stream.name, self.columns, at, upto, states=False, ends=ends)
+        batch, scores = read_on(self.reads, self.stream.name, self.columns, at, upto, states=False)
         self.reads.commit()
         ended = list(islice(scores, len(batch.epochs)))  # to the last one's end, where the state may be asked for
         if ended:
             self._end(ended, at_edge=edge.epoch == ended[-1].epoch.epoch + 1)
         beyond = next(scores, None)  # learns what is left of the batch
         assert beyond is None
-        self._filling = edge.epoch if upto == edge.seq else None
         self._through = batch.received_through
         seconds = time.monotonic() - started
         self._rate = (at.seq - before) / max(seconds, 1e-6)
@@ -225,6 +224,8 @@ class Learner:
 
     def write(self, epoch: int) -> None:
         """Have checkpoint, metrics and position written in one transaction; at an epoch's end."""
+        if self._aside is not None:
+            self._aside.settle()  # or there would be two states in memory
         self._do(partial(self._store, self._held(), self._pending, self.live.checkpoint(epoch)))
         self._pending, self._written = [], time.monotonic()
 
@@ -304,9 +305,10 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
             if told is not None or unsure:
                 edge, unsure = told or log.Edge.asked(conn, learner.stream.name), False
             began, worked = time.monotonic(), edge is not None and learner.step(edge)
-            if not aside.busy and time.monotonic() - reported > _REPORT_SECONDS:
-                reported = time.monotonic()
+            overdue = time.monotonic() - reported
+            if overdue > 2 * _REPORT_SECONDS or (overdue > _REPORT_SECONDS and not aside.busy):
                 learner.report()
+                reported = time.monotonic()
             if learner.status in ("retired", "rejected"):
                 logger.info("%s was retired: it learns no more", name)
                 return

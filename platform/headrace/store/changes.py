@@ -191,11 +191,9 @@ class Reader:
     def _take(self) -> int:
         """Some of what has come; why it stopped."""
         inbox = self._inbox
-        if self._complete is not None:
+        if self._no_room():
             return FULL
-        if inbox.size >= _CHUNK_BYTES or inbox.count >= _CHUNK_MESSAGES:
-            if inbox.whole:
-                return FULL
+        if self._is_chunk():
             if self._large is None:
                 self._large = Large()
             self._large.add(*inbox.taken(inbox.count))
@@ -212,12 +210,19 @@ class Reader:
             self._turn.notify_all()
         return PASSED if stopped == FULL else stopped  # there may be more
 
+    def _is_chunk(self) -> bool:
+        return self._inbox.size >= _CHUNK_BYTES or self._inbox.count >= _CHUNK_MESSAGES
+
+    def _no_room(self) -> bool:
+        """Whether nothing more can be taken before the caller is given what is there."""
+        return self._complete is not None or (self._is_chunk() and self._inbox.whole > 0)
+
     def _rest(self, stopped: int) -> None:
         """Wait until there is something to do."""
         if stopped == NOTHING:
             select.select([self._copy.fileno(), self._woken.fileno()], [], [], self._pause)
         with self._turn:
-            if stopped == FULL and not self._closed:
+            if stopped == FULL and self._no_room() and not self._closed:  # the caller may have been given it meanwhile
                 self._turn.wait(self._pause)
             if stopped == NOTHING:
                 self._listen()

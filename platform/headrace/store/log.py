@@ -507,15 +507,8 @@ def notify(script: Script, stream: str, join: Join) -> None:
     script.add("notify", {"channel": f"headrace_{stream}", "told": f"{join.seq} {join.epoch.number}"})
 
 
-def read(
-    conn: Connection, stream: str, columns: Sequence[LogColumn], after: int, upto: int, *, ends: bool = True
-) -> LogBatch:
+def read(conn: Connection, stream: str, columns: Sequence[LogColumn], after: int, upto: int) -> LogBatch:
     """Entries after `after` up to `upto`, which must be in the log already.
-
-    Parameters
-    ----------
-    ends
-        Whether epochs may end among them.
 
     Raises
     ------
@@ -524,15 +517,10 @@ def read(
     ServerError
         When some are missing.
     """
-    long = upto - after > _LONG
-    if long:
-        db.run(conn, "read_in_order")
-    text = _read_text(conn, stream, tuple(c.name for c in columns), ends)
+    text = _read_text(conn, stream, tuple(c.name for c in columns), long=upto - after > _LONG)
     found, *others = copies_out(conn, text.replace(_AFTER, str(after)).replace(_UPTO, str(upto)))
     events, event_columns = _decoded(found, columns)
-    labels, segments, *epochs = (unpack_table(rows, kinds) for rows, kinds in zip(others, _READ.values(), strict=False))
-    if long:
-        db.run(conn, "read_in_any_order")
+    labels, segments, epochs = (unpack_table(rows, kinds) for rows, kinds in zip(others, _READ.values(), strict=True))
     label_seq, label_event, label_kind, y, y_before, corrects = labels
     starts, watermarks, received = segments
     if len(events) + len(label_seq) != upto - after:
@@ -558,7 +546,7 @@ def read(
         clock_corrected=clock_corrected,
         corrects_timeout=corrects_timeout,
         clock_labels=watermarks[np.searchsorted(starts, label_seq, side="right") - 1],
-        epochs=tuple(EpochRange(*end) for found in epochs for end in found.T.tolist()),
+        epochs=tuple(EpochRange(*end) for end in epochs.T.tolist()),
         received_through=moment(int(received[-1])) if len(received) else None,
     )
 
@@ -567,16 +555,18 @@ _AFTER, _UPTO = "\0after", "\0upto"  # no identifier has a zero byte
 _read_texts: dict[tuple[str, tuple[str, ...], bool], str] = {}
 
 
-def _read_text(conn: Connection, stream: str, columns: tuple[str, ...], ends: bool) -> str:
+def _read_text(conn: Connection, stream: str, columns: tuple[str, ...], *, long: bool) -> str:
     """The statements of `read`, made once: at the edge of the log they are run hundreds of times a second."""
-    if (known := _read_texts.get((stream, columns, ends))) is not None:
+    which = stream, columns, long
+    if (known := _read_texts.get(which)) is not None:
         return known
     parts = {"stream": sql.Literal(stream), "after": sql.SQL(_AFTER), "upto": sql.SQL(_UPTO)}
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
-    wanted = ["read_events", *_READ] if ends else ["read_events", *_READ][:-1]
-    made = sql.SQL("; ").join([_copy(name, stream, columns=names, **parts) for name in wanted]).as_string(conn)
-    _read_texts[stream, columns, ends] = made
-    return made
+    texts = [_copy(name, stream, columns=names, **parts) for name in ("read_events", *_READ)]
+    if long:
+        texts = [query("read_in_order"), *texts, query("read_in_any_order")]
+    _read_texts[which] = sql.SQL("; ").join(texts).as_string(conn)
+    return _read_texts[which]
 
 
 def _forgotten(stream: str, after: int, dropped: int) -> ForgottenError:

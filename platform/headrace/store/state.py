@@ -129,7 +129,6 @@ def read_on(
     upto: int,
     *,
     states: bool = True,
-    ends: bool = True,
 ) -> tuple[LogBatch, Iterator[EpochScore]]:
     """The log's next entries, up to a seq that it has, and what a version makes of them as the iterator goes on.
 
@@ -137,15 +136,13 @@ def read_on(
     ----------
     states
         As in `Progressive.apply`.
-    ends
-        As in `headrace.store.log.read`.
 
     Raises
     ------
     ForgottenError
         When retention has dropped some of them, or events that their labels answer.
     """
-    batch = log.read(conn, stream, _read_by(progressive, columns), progressive.seq, upto, ends=ends)
+    batch = log.read(conn, stream, _read_by(progressive, columns), progressive.seq, upto)
     return batch, progressive.apply(batch, _recalled(conn, stream, columns, progressive, batch), states=states)
 
 
