@@ -108,12 +108,13 @@ class Learner:
     _rate: float = 0.0
     _through: datetime | None = None
     _aside: Aside | None = None
+    _kept: Checkpoint | None = None  # that is not written yet
 
     def __post_init__(self) -> None:
         self._open()
 
     def _open(self) -> None:
-        self.live, self._pending = self.opened(), []
+        self.live, self._pending, self._kept = self.opened(), [], None
         self._witness = Witness(self.stream.name, self.live.version.version, self.live.engine.id)
 
     def begin(self, lease: Lease) -> None:
@@ -176,6 +177,7 @@ class Learner:
         at = self.live.progressive
         if edge is None or at.seq >= edge.seq:
             self.caught_up = edge is not None
+            self._write_kept()
             return False
         started, before = time.monotonic(), at.seq
         upto = min(at.seq + self.batch, edge.seq)
@@ -201,12 +203,13 @@ class Learner:
         if self.lease is None:
             self._witness.saw(scores)
         self.live.learned += sum(score.learned for score in scores)
-        if self.lease is not None and (at_edge or self._due()):
-            self.write(scores[-1].epoch.epoch)
-
-    def _due(self) -> bool:
-        """Whether a checkpoint should be written though more epochs wait."""
-        return time.monotonic() - self._written > _CHECKPOINT_SECONDS and not (self._aside and self._aside.busy)
+        if self.lease is None:
+            return
+        due = time.monotonic() - self._written > _CHECKPOINT_SECONDS and not (self._aside and self._aside.busy)
+        if due or at_edge:
+            self._kept = self.live.checkpoint(scores[-1].epoch.epoch)
+        if due:
+            self._write_kept()
 
     @contextmanager
     def aside(self) -> Iterator[Aside]:
@@ -214,6 +217,7 @@ class Learner:
         self._aside = Aside()
         try:
             yield self._aside
+            self._write_kept()
             self._aside.settle()
         finally:
             self._aside.close()
@@ -222,12 +226,17 @@ class Learner:
     def _do(self, job: Callable[[], None]) -> None:
         job() if self._aside is None else self._aside.give(job)
 
-    def write(self, epoch: int) -> None:
-        """Have checkpoint, metrics and position written in one transaction; at an epoch's end."""
-        if self._aside is not None:
-            self._aside.settle()  # or there would be two states in memory
-        self._do(partial(self._store, self._held(), self._pending, self.live.checkpoint(epoch)))
-        self._pending, self._written = [], time.monotonic()
+    def _write_kept(self) -> None:
+        """Have the last checkpoint written that was taken, with the metrics up to it, in one transaction.
+
+        One at the log's edge is taken in case nothing follows: it is written when nothing does, or when it is time.
+        """
+        if self._kept is None:
+            return
+        checkpoint, self._kept = self._kept, None
+        count = sum(score.epoch.epoch <= checkpoint.epoch for score, _ in self._pending)
+        self._do(partial(self._store, self._held(), self._pending[:count], checkpoint))
+        self._pending, self._written = self._pending[count:], time.monotonic()
 
     def _store(self, lease: Lease, scores: list[tuple[EpochScore, EpochCost]], checkpoint: Checkpoint) -> None:
         with db.transaction(self.conn):
