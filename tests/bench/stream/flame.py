@@ -96,7 +96,7 @@ def _stacks(text: str) -> Iterator[tuple[list[str], int]]:
         stack, _, samples = line.rpartition(" ")
         frames = [frame.rsplit(":", 1)[0].rstrip(")") for frame in stack.split(";")]
         begins = [at for at, frame in enumerate(frames) if "(headrace/live/" in frame or "(headrace/store/" in frame]
-        if begins:
+        if begins and frames[-1] != "wait (threading.py":  # py-spy takes it for work
             names = (frame.replace(" (headrace/", " in ").replace(" (", " in ") for frame in frames[begins[0] :])
             counts[tuple(names)] += int(samples)
     return ((list(stack), samples) for stack, samples in counts.items())
