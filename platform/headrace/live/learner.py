@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 BATCH = 20_000  # entries read at a time while catching up
 _CHECKPOINT_SECONDS = 1.0
 _REPORT_SECONDS = 0.5
+_QUIET_SECONDS = 0.1  # after which it counts as if nothing follows
 _REST, _SHORT_REST = 0.05, 0.004  # seconds after a step: of a version that nobody asks, and at most of the champion
 _EDGE_SECONDS = 0.5  # who reads all that the log has in less is at its edge
 
@@ -100,6 +101,7 @@ class Learner:
     caught_up: bool = False
     lease: Lease | None = None  # None: it stands by, and writes nothing
     status: str = ""  # of the version, when it was reported last
+    kept: Checkpoint | None = None  # that is not written yet
     live: Live = field(init=False)
     _pending: list[tuple[EpochScore, EpochCost]] = field(init=False)
     _witness: Witness = field(init=False)
@@ -108,13 +110,12 @@ class Learner:
     _rate: float = 0.0
     _through: datetime | None = None
     _aside: Aside | None = None
-    _kept: Checkpoint | None = None  # that is not written yet
 
     def __post_init__(self) -> None:
         self._open()
 
     def _open(self) -> None:
-        self.live, self._pending, self._kept = self.opened(), [], None
+        self.live, self._pending, self.kept = self.opened(), [], None
         self._witness = Witness(self.stream.name, self.live.version.version, self.live.engine.id)
 
     def begin(self, lease: Lease) -> None:
@@ -177,7 +178,8 @@ class Learner:
         at = self.live.progressive
         if edge is None or at.seq >= edge.seq:
             self.caught_up = edge is not None
-            self._write_kept()
+            if self._aside is None:
+                self.write_kept()
             return False
         started, before = time.monotonic(), at.seq
         upto = min(at.seq + self.batch, edge.seq)
@@ -207,9 +209,9 @@ class Learner:
             return
         due = time.monotonic() - self._written > _CHECKPOINT_SECONDS and not (self._aside and self._aside.busy)
         if due or at_edge:
-            self._kept = self.live.checkpoint(scores[-1].epoch.epoch)
+            self.kept = self.live.checkpoint(scores[-1].epoch.epoch)
         if due:
-            self._write_kept()
+            self.write_kept()
 
     @contextmanager
     def aside(self) -> Iterator[Aside]:
@@ -217,7 +219,7 @@ class Learner:
         self._aside = Aside()
         try:
             yield self._aside
-            self._write_kept()
+            self.write_kept()
             self._aside.settle()
         finally:
             self._aside.close()
@@ -226,14 +228,14 @@ class Learner:
     def _do(self, job: Callable[[], None]) -> None:
         job() if self._aside is None else self._aside.give(job)
 
-    def _write_kept(self) -> None:
+    def write_kept(self) -> None:
         """Have the last checkpoint written that was taken, with the metrics up to it, in one transaction.
 
         One at the log's edge is taken in case nothing follows: it is written when nothing does, or when it is time.
         """
-        if self._kept is None:
+        if self.kept is None:
             return
-        checkpoint, self._kept = self._kept, None
+        checkpoint, self.kept = self.kept, None
         count = sum(score.epoch.epoch <= checkpoint.epoch for score, _ in self._pending)
         self._do(partial(self._store, self._held(), self._pending[:count], checkpoint))
         self._pending, self._written = self._pending[count:], time.monotonic()
@@ -327,5 +329,8 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
                 time.sleep(min(time.monotonic() - began, _SHORT_REST) if champion else _REST)
                 conn.poll()
             elif not worked and not conn.notifies:
-                unsure = not any(select.select([conn], [], [], _REPORT_SECONDS))
+                quiet = not any(select.select([conn], [], [], _QUIET_SECONDS if learner.kept else _REPORT_SECONDS))
                 conn.poll()
+                unsure = quiet and not learner.kept
+                if quiet:
+                    learner.write_kept()
