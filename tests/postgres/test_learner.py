@@ -71,6 +71,24 @@ def test_it_learns_while_a_checkpoint_waits(
     assert missing == 0
 
 
+def test_a_checkpoint_does_not_wait_for_the_next_epochs_end(
+    learner: Learner, registered: Registered, origin: SmallSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_CHECKPOINT_SECONDS", float("inf"))
+    learner.batch = 10_000
+    with learner.aside() as aside:
+        assert learner.step()
+        assert learner.kept is not None
+        assert stored(registered) == 0
+        taken = learner.kept.seq
+        origin.add(*origin.rows(400, 1, labelled=0.0))
+        registered.follow(origin)
+        monkeypatch.setattr(live, "_CHECKPOINT_SECONDS", 0.0)
+        assert learner.step()
+        aside.settle()
+        assert stored(registered) == taken
+
+
 def reported_aside(learner: Learner) -> None:
     """Report, and look whether that is done."""
     deadline = time.monotonic() + 10

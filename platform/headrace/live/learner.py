@@ -190,6 +190,8 @@ class Learner:
             self._end(ended, at_edge=edge.epoch == ended[-1].epoch.epoch + 1)
         beyond = next(scores, None)  # learns what is left of the batch
         assert beyond is None
+        if self._due():
+            self.write_kept()
         self._through = batch.received_through
         seconds = time.monotonic() - started
         self._rate = (at.seq - before) / max(seconds, 1e-6)
@@ -200,18 +202,17 @@ class Learner:
         return True
 
     def _end(self, scores: list[EpochScore], *, at_edge: bool) -> None:
-        """Epochs that were learned in one go: note what they cost, and write them when it is time."""
+        """Epochs that were learned in one go: note what they cost, and take a checkpoint when it will be written."""
         self._pending += zip(scores, self._costs(scores), strict=True)
         if self.lease is None:
             self._witness.saw(scores)
         self.live.learned += sum(score.learned for score in scores)
-        if self.lease is None:
-            return
-        due = time.monotonic() - self._written > _CHECKPOINT_SECONDS and not (self._aside and self._aside.busy)
-        if due or at_edge:
+        if self.lease is not None and (at_edge or self._due()):
             self.kept = self.live.checkpoint(scores[-1].epoch.epoch)
-        if due:
-            self.write_kept()
+
+    def _due(self) -> bool:
+        """Whether a checkpoint should be written though more entries come."""
+        return time.monotonic() - self._written > _CHECKPOINT_SECONDS and not (self._aside and self._aside.busy)
 
     @contextmanager
     def aside(self) -> Iterator[Aside]:
