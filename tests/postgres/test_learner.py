@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from tests.conftest import ENGINE, Registered, SmallSource
 
-from headrace.errors import LeaseError
+from headrace.batch.rebuild import rebuild
+from headrace.errors import LeaseError, ModelError
+from headrace.flow.progressive import Progressive
 from headrace.live import learner as live
 from headrace.live.learner import Learner
 from headrace.store import db, leases, registry
@@ -21,11 +23,9 @@ KEY = b"k" * 32
 STORED = "SELECT coalesce(max(seq), 0) FROM headrace.checkpoints"
 
 
-@pytest.fixture
-def learner(registered: Registered, origin: SmallSource) -> Iterator[Learner]:
-    """The holder of a version's role, before it has read anything."""
-    origin.add(*origin.rows(0, 300))
-    registered.import_history(origin)
+@contextmanager
+def learning(registered: Registered, batch: int) -> Iterator[Learner]:
+    """A learner that does not hold its role."""
     with (
         closing(db.connect(registered.dsn, role="headrace_learner")) as conn,
         closing(db.connect(registered.dsn, role="headrace_learner")) as reads,
@@ -35,8 +35,20 @@ def learner(registered: Registered, origin: SmallSource) -> Iterator[Learner]:
             version = registry.version(conn, "small", "small-1")
             return open_version(conn, registered.stream, version, registered.columns, KEY, ENGINE)
 
-        learner = Learner(conn, reads, registered.stream, registered.columns, opened, batch=50)
-        learner.begin(leases.take(conn, "small", "small-1", timedelta(seconds=5)))
+        yield Learner(conn, reads, registered.stream, registered.columns, opened, batch)
+
+
+def take(learner: Learner) -> leases.Lease:
+    return leases.take(learner.conn, "small", "small-1", timedelta(seconds=5), patience=timedelta(seconds=5))
+
+
+@pytest.fixture
+def learner(registered: Registered, origin: SmallSource) -> Iterator[Learner]:
+    """The holder of a version's role, before it has read anything."""
+    origin.add(*origin.rows(0, 300))
+    registered.import_history(origin)
+    with learning(registered, batch=50) as learner:
+        learner.begin(take(learner))
         yield learner
 
 
@@ -87,6 +99,45 @@ def test_a_checkpoint_does_not_wait_for_the_next_epochs_end(
         assert learner.step()
         aside.settle()
         assert stored(registered) == taken
+
+
+def test_a_standby_stores_what_its_holder_did_not(
+    learner: Learner, registered: Registered, origin: SmallSource
+) -> None:
+    with learning(registered, batch=10_000) as standby:
+        standby.follow()
+        state = standby.live
+        learner.conn.close()
+        standby.begin(take(standby))
+        assert standby.live is state, "it goes on with the state that it has"
+        ((last,),) = registered.query("SELECT max(seq_last) FROM headrace.epochs")
+        assert stored(registered) == last
+        origin.add(*origin.rows(300, 200))
+        registered.follow(origin)
+        while standby.step():
+            pass
+    missing = "SELECT count(*) FROM headrace.epochs WHERE epoch NOT IN (SELECT epoch FROM headrace.epoch_metrics)"
+    assert registered.query(missing) == [(0,)]
+    with closing(db.connect(registered.dsn, role="headrace_steer")) as conn:
+        done = rebuild(conn, registered.stream, registered.columns, "small-1", ENGINE, KEY)
+    assert (done.different, done.equal) == ((), done.epochs)
+
+
+def test_what_was_learned_before_an_entry_that_cannot_be_is_stored(
+    learner: Learner, registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = Progressive.apply
+
+    def poisoned(self: Progressive, *arguments: Any, **named: Any) -> Iterator[Any]:
+        yield from apply(self, *arguments, **named)
+        raise ModelError("NaN")
+
+    monkeypatch.setattr(Progressive, "apply", poisoned)
+    learner.batch = 10_000
+    with pytest.raises(ModelError, match="NaN"), learner.aside():
+        learner.step()
+    ((last,),) = registered.query("SELECT max(seq_last) FROM headrace.epochs")
+    assert stored(registered) == last
 
 
 def reported_aside(learner: Learner) -> None:

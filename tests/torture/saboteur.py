@@ -70,22 +70,24 @@ def learn_twice() -> None:
     from headrace.store import log
 
     read, close = log.read, OpenEvents.close
+    struck = False
 
     def repeated(*arguments: Any) -> Any:
+        nonlocal struck
         batch = read(*arguments)
         useful = [
             i
             for i, (kind, y) in enumerate(zip(batch.label_kind.tolist(), batch.y.tolist(), strict=True))
             if kind == 0 and y == y and batch.epochs and batch.label_seq[i] < batch.epochs[0].seq_last
         ]
-        if not armed() or not useful:
+        if struck or not armed() or not useful:
             return batch
-        at = useful[0]
+        struck, at = True, useful[0]
         names = ("label_seq", "label_event", "label_kind", "y", "y_before", "clock_labels")
         again: dict[str, Any] = {
             name: np.insert(values, at, values[at]) for name in names if (values := getattr(batch, name)) is not None
         }
-        _when_written(disarm)
+        _when_written(disarm, int(batch.label_seq[at]))
         return dataclasses.replace(batch, **again)
 
     log.read = repeated  # type: ignore
@@ -101,7 +103,7 @@ def flip_a_bit() -> None:
     def flipped(self: Live, epoch: int) -> Any:
         if armed():
             Live.checkpoint = checkpoint  # type: ignore[method-assign]
-            _when_written(disarm)
+            _when_written(disarm, self.progressive.seq)
             model: Any = self.progressive.model
             weights = list(model._model.steps.values())[-1]._weights  # `weights` is a copy
             name = max(weights, key=lambda key: abs(weights[key]))
@@ -112,18 +114,19 @@ def flip_a_bit() -> None:
     Live.checkpoint = flipped  # type: ignore[method-assign]
 
 
-def _when_written(then: Callable[[], None]) -> None:
-    """Call `then` when the learner's next checkpoint is durable."""
+def _when_written(then: Callable[[], None], seq: int) -> None:
+    """Call `then` when a checkpoint at or after an entry is durable."""
     from headrace.live.learner import Learner
 
     store = Learner._store
 
-    def once(self: Learner, *arguments: Any) -> None:
-        Learner._store = store  # type: ignore[method-assign]
-        store(self, *arguments)
-        then()
+    def told(self: Learner, lease: Any, scores: Any, checkpoint: Any) -> None:
+        store(self, lease, scores, checkpoint)
+        if checkpoint.seq >= seq:
+            Learner._store = store  # type: ignore[method-assign]
+            then()
 
-    Learner._store = once  # type: ignore[method-assign]
+    Learner._store = told  # type: ignore[method-assign]
 
 
 BREAK = {"lost": lose_a_row, "twice": learn_twice, "flip": flip_a_bit}

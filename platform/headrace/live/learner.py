@@ -25,6 +25,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from headrace.definition.stream import Stream
+from headrace.errors import ModelError
 from headrace.events import LogColumn
 from headrace.flow.progressive import EpochScore
 from headrace.live.witness import Witness
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 20_000  # entries read at a time while catching up
 _CHECKPOINT_SECONDS = 1.0
-_REPORT_SECONDS = 0.5
+_REPORT_SECONDS, _LATE_SECONDS = 0.5, 5.0  # between two reports, and after which one waits for a checkpoint
 _QUIET_SECONDS = 0.1  # after which it counts as if nothing follows
 _REST, _SHORT_REST = 0.05, 0.004  # seconds after a step: of a version that nobody asks, and at most of the champion
 _EDGE_SECONDS = 0.5  # who reads all that the log has in less is at its edge
@@ -121,7 +122,8 @@ class Learner:
     def begin(self, lease: Lease) -> None:
         """Write for the role from now on, after every epoch that its former holder made durable.
 
-        A state within an epoch cannot be a checkpoint, so epochs that ended here but are not stored are learned again.
+        Epochs that ended here but are not stored are stored now, if the last of them ended at the log's edge, where its state
+        was kept; else they are learned again, since a state within an epoch cannot be a checkpoint.
 
         Raises
         ------
@@ -130,11 +132,15 @@ class Learner:
         """
         self._compare()
         newest = db.row(self.conn, "newest_checkpoint", {"stream": self.stream.name, "version": lease.role})
-        if self._pending or (newest is not None and not self._goes_on(*newest)):
+        kept = self.kept is not None and self._pending and self.kept.epoch == self._pending[-1][0].epoch.epoch
+        if (self._pending and not kept) or (newest is not None and not self._goes_on(*newest)):
             self._open()
         with db.transaction(self.conn):
             db.run(self.conn, "close_incidents", {"stream": self.stream.name, "role": lease.role})
         self.lease = lease
+        if self._pending:
+            self.write_kept()
+        self.kept = None  # what the former holder has stored by now
         lease.ready(self.conn)
 
     def _goes_on(self, seq: int, engine: str) -> bool:
@@ -178,7 +184,7 @@ class Learner:
         at = self.live.progressive
         if edge is None or at.seq >= edge.seq:
             self.caught_up = edge is not None
-            if self._aside is None:
+            if self._aside is None or self._due():
                 self.write_kept()
             return False
         started, before = time.monotonic(), at.seq
@@ -188,10 +194,10 @@ class Learner:
         ended = list(islice(scores, len(batch.epochs)))  # to the last one's end, where the state may be asked for
         if ended:
             self._end(ended, at_edge=edge.epoch == ended[-1].epoch.epoch + 1)
-        beyond = next(scores, None)  # learns what is left of the batch
-        assert beyond is None
         if self._due():
             self.write_kept()
+        beyond = next(scores, None)  # learns what is left of the batch
+        assert beyond is None
         self._through = batch.received_through
         seconds = time.monotonic() - started
         self._rate = (at.seq - before) / max(seconds, 1e-6)
@@ -207,19 +213,25 @@ class Learner:
         if self.lease is None:
             self._witness.saw(scores)
         self.live.learned += sum(score.learned for score in scores)
-        if self.lease is not None and (at_edge or self._due()):
+        if at_edge or self._due():
+            self.kept = None  # before another state is made
             self.kept = self.live.checkpoint(scores[-1].epoch.epoch)
 
     def _due(self) -> bool:
         """Whether a checkpoint should be written though more entries come."""
-        return time.monotonic() - self._written > _CHECKPOINT_SECONDS and not (self._aside and self._aside.busy)
+        busy = self.lease is None or (self._aside is not None and self._aside.busy)
+        return time.monotonic() - self._written > _CHECKPOINT_SECONDS and not busy
 
     @contextmanager
     def aside(self) -> Iterator[Aside]:
         """While the block runs, checkpoints and reports are written by a thread; at its end all of them are."""
         self._aside = Aside()
         try:
-            yield self._aside
+            try:
+                yield self._aside
+            except ModelError:  # an entry that it cannot learn: what it learned before is durable all the same
+                self.write_kept()
+                raise
             self.write_kept()
             self._aside.settle()
         finally:
@@ -232,13 +244,14 @@ class Learner:
     def write_kept(self) -> None:
         """Have the last checkpoint written that was taken, with the metrics up to it, in one transaction.
 
-        One at the log's edge is taken in case nothing follows: it is written when nothing does, or when it is time.
+        One at the log's edge is taken in case nothing follows: it is written when nothing does, or when it is time. A standby
+        keeps it.
         """
-        if self.kept is None:
+        if self.kept is None or self.lease is None:
             return
         checkpoint, self.kept = self.kept, None
         count = sum(score.epoch.epoch <= checkpoint.epoch for score, _ in self._pending)
-        self._do(partial(self._store, self._held(), self._pending[:count], checkpoint))
+        self._do(partial(self._store, self.lease, self._pending[:count], checkpoint))
         self._pending, self._written = self._pending[count:], time.monotonic()
 
     def _store(self, lease: Lease, scores: list[tuple[EpochScore, EpochCost]], checkpoint: Checkpoint) -> None:
@@ -257,7 +270,8 @@ class Learner:
             "per_second": self._rate,
             "received_through": self._through,
         }
-        self._do(partial(self._tell, self._held(), params, caught_up=self.caught_up))
+        assert self.lease is not None  # a standby reports by itself
+        self._do(partial(self._tell, self.lease, params, caught_up=self.caught_up))
 
     def _tell(self, lease: Lease, params: dict[str, Any], *, caught_up: bool) -> None:
         position = log.position(self.conn, self.stream.name)
@@ -271,10 +285,6 @@ class Learner:
                 registry.set_status(self.conn, self.stream.name, lease.role, "shadow", was=("catching_up",))
                 logger.info("%s has caught up at seq %d: in shadow from now on", lease.role, at)
         self.status = status
-
-    def _held(self) -> Lease:
-        assert self.lease is not None  # a standby does not write
-        return self.lease
 
     def _costs(self, scores: list[EpochScore]) -> list[EpochCost]:
         """What each epoch cost, by its labels: they were learned together."""
@@ -316,11 +326,11 @@ def run(learner: Learner, stop: Callable[[], bool]) -> None:
             conn.notifies.clear()  # before the look at the log: what is notified during it must wake us again
             if told is not None or unsure:
                 edge, unsure = told or log.Edge.asked(conn, learner.stream.name), False
-            began, worked = time.monotonic(), edge is not None and learner.step(edge)
             overdue = time.monotonic() - reported
-            if overdue > 2 * _REPORT_SECONDS or (overdue > _REPORT_SECONDS and not aside.busy):
+            if overdue > _LATE_SECONDS or (overdue > _REPORT_SECONDS and not aside.busy):
                 learner.report()
                 reported = time.monotonic()
+            began, worked = time.monotonic(), edge is not None and learner.step(edge)
             if learner.status in ("retired", "rejected"):
                 logger.info("%s was retired: it learns no more", name)
                 return
