@@ -172,8 +172,6 @@ class Progressive:
         self.digest = digest
         self._encoder, self._slices, self._on_late = encoder, tuple(slices), on_late
         self._first_seq, self._loss = first_seq, loss
-        self._follows = model if isinstance(model, Sequential | Following) else None
-        self._combining = model if isinstance(model, Combining) else None  # once: such protocols are slow to ask for
         self._forget_events()
         self._times: tuple[int, int]
         self._begin_epoch()
@@ -247,7 +245,7 @@ class Progressive:
         self._old, self._old_seq = {}, np.empty(0, dtype=np.int64)
         if recalled is not None and len(recalled.seq):
             self._old, self._old_seq = self._encoder(recalled.events), recalled.seq
-        singly = states or not batch.epochs or self._combining is not None
+        singly = states or not batch.epochs or isinstance(self.model, Combining)
         event, label = 0, 0
         for epochs in [[epoch] for epoch in batch.epochs] if singly else [batch.epochs]:
             last = epochs[-1].seq_last
@@ -307,8 +305,8 @@ class Progressive:
         rows, row = self._rows_of(taught, late_means)
 
         order = np.argsort(np.concatenate([seqs, taught.seq]), kind="stable")
-        if self._follows is not None and self._on_late != "reweight":
-            self._run(self._follows, order, seqs, prepared, rows, row, taught, outstanding)
+        if isinstance(self.model, Sequential | Following) and self._on_late != "reweight":
+            self._run(self.model, order, seqs, prepared, rows, row, taught, outstanding)
         else:
             self._take_turns(order, seqs, clock, prepared, take(rows, row), taught, outstanding, closed)
         said = self._open.take(answers.event[counts])
@@ -567,7 +565,7 @@ class Progressive:
             unscored=self._unscored,
             event_time_first=first if self._sums.n else None,
             event_time_last=last if self._sums.n else None,
-            members=() if self._combining is None else self._combining.report(),
+            members=self.model.report() if isinstance(self.model, Combining) else (),
         )
         self._begin_epoch()
         return score
