@@ -31,6 +31,7 @@ from headrace.flow.pgtypes import (
     SUPPORTED,
     TIMESTAMP,
     TIMESTAMPTZ,
+    since_1970,
 )
 from headrace.flow.wire import Cells, Fields, as_bytes, int16, int32, int64, without_value
 from headrace.models.text import NULL, kernel
@@ -41,12 +42,11 @@ TRAILER = b"\xff\xff"
 _NAN = int(np.array(np.nan).view(np.int64))
 _EXPONENT, _FRACTION = 0x7FF0000000000000, 0x000FFFFFFFFFFFFF  # of a double precision's bits
 
-_END, _MORE, _SHORT, _WIDTH, _LONG, _FIELD = range(6)
+_END, _MORE, _SHORT, _WIDTH, _LONG = range(5)
 _REASONS = {
     _SHORT: "the data ends in the middle of a row",
     _WIDTH: "a row with another number of columns",
     _LONG: "bytes left over after the trailer",
-    _FIELD: "a field that has neither four nor eight bytes",
 }
 
 
@@ -443,39 +443,21 @@ def pack_table(values: NDArray[np.int64], kinds: Sequence[int], texts: Sequence[
 
 
 @kernel
-def _read_table(buffer: Any, at: int, kinds: Any, values: Any) -> tuple[int, int, int]:
-    """As `_walk`, with the fields' values."""
-    columns, size = kinds.size, buffer.size
-    for row in range(values.shape[1]):
-        if size - at < 2:
-            return row, at, _SHORT
-        count = int16(buffer, at)
-        if count == -1:
-            return row, at + 2, _END if at + 2 == size else _LONG
-        if count != columns:
-            return row, at, _WIDTH
-        at += 2
-        for c in range(columns):
-            if size - at < 4:
-                return row, at, _SHORT
-            n = int32(buffer, at)
-            at += 4
-            if n > size - at:
-                return row, at - 4, _SHORT
+def _values(buffer: Any, start: Any, length: Any, kinds: Any, values: Any) -> tuple[int, int]:
+    """The fields of a table as numbers; gives a row and a column whose field is none, or -1."""
+    for c in range(kinds.size):
+        for row in range(length.shape[1]):
+            n, at = length[c, row], start[c, row]
             if n == 8:
                 value = int64(buffer, at)
-                if kinds[c] == TIME and value != NEGATIVE_INFINITY:
-                    later = value <= POSITIVE_INFINITY - POSTGRES_EPOCH
-                    value = value + POSTGRES_EPOCH if later else POSITIVE_INFINITY
+                values[c, row] = since_1970(value) if kinds[c] == TIME else value
             elif n == 4:
-                value = int32(buffer, at)
+                values[c, row] = int32(buffer, at)
             elif n == NULL:
-                n, value = 0, _NAN if kinds[c] == NUMBER else 0
+                values[c, row] = _NAN if kinds[c] == NUMBER else 0
             else:
-                return row, at - 4, _FIELD
-            values[c, row] = value
-            at += n
-    return values.shape[1], at, _SHORT
+                return row, c
+    return -1, -1
 
 
 def unpack_table(buffer: NDArray[np.uint8], kinds: Sequence[int]) -> NDArray[np.int64]:
@@ -502,16 +484,13 @@ def unpack_table(buffer: NDArray[np.uint8], kinds: Sequence[int]) -> NDArray[np.
     >>> unpack_table(pack_table(np.array([[7, 0], [8, 6]]), (WHOLE, REFERENCE)), (WHOLE, REFERENCE)).tolist()
     [[7, 8], [0, 6]]
     """
-    data = as_bytes(buffer)
-    at = _after_header(data)
-    values = np.empty((len(kinds), (data.size - at) // (2 + 4 * len(kinds)) + 1), dtype=np.int64)
-    rows, end, state = _read_table(data, at, np.array(kinds, dtype=np.int64), values)
-    if state in _REASONS:
-        raise DecodeError(
-            f"COPY data, row {rows}: {_REASONS[state]}, at position {end} of {data.size}; expected rows of {len(kinds)} columns "
-            "of four or eight bytes up to the trailer; was it cut off?"
-        )
-    return values[:, :rows]
+    cells = unpack(buffer, len(kinds))
+    values = np.empty(cells.length.shape, dtype=np.int64)
+    row, column = _values(cells.buffer, cells.start, cells.length, np.array(kinds, dtype=np.int64), values)
+    if row >= 0:
+        found = cells.column(column).bytes_at(row)
+        raise DecodeError(f"COPY data, row {row}, column {column}: found {found[:40]!r}, expected four or eight bytes")
+    return values
 
 
 def _cannot_copy(fields: Fields, row: int) -> Exception:

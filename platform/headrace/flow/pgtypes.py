@@ -122,6 +122,14 @@ _NAN = int(np.array(np.nan).view(np.int64))
 
 
 @kernel
+def since_1970(value: Any) -> Any:
+    """A timestamp on the wire in microseconds of the Unix epoch; infinite ones stay so, and what int64 cannot hold becomes so."""
+    if value == NEGATIVE_INFINITY:
+        return value
+    return value + POSTGRES_EPOCH if value <= POSITIVE_INFINITY - POSTGRES_EPOCH else POSITIVE_INFINITY
+
+
+@kernel
 def _fixed(buffer: Any, start: Any, length: Any, text: Any, width: Any, how: Any, values: Any, null: Any) -> int:
     """Big-endian fields of 1, 2, 4 or 8 bytes as int64, doubles as their bits; skips text fields; returns a bad row or -1."""
     nothing = _NAN if how == _DOUBLE else 0
@@ -134,9 +142,7 @@ def _fixed(buffer: Any, start: Any, length: Any, text: Any, width: Any, how: Any
             return row
         elif width == 8:
             value = int64(buffer, at)
-            if how == _TIMESTAMP and value != NEGATIVE_INFINITY:
-                value = value + POSTGRES_EPOCH if value <= POSITIVE_INFINITY - POSTGRES_EPOCH else POSITIVE_INFINITY
-            values[row] = value
+            values[row] = since_1970(value) if how == _TIMESTAMP else value
         elif width == 4:
             value = int32(buffer, at)
             if how == _DATE:
@@ -144,10 +150,8 @@ def _fixed(buffer: Any, start: Any, length: Any, text: Any, width: Any, how: Any
                     value = POSITIVE_INFINITY
                 elif value < -_LAST_DAY:
                     value = NEGATIVE_INFINITY
-                elif value * DAY > POSITIVE_INFINITY - POSTGRES_EPOCH:
-                    value = POSITIVE_INFINITY
                 else:
-                    value = value * DAY + POSTGRES_EPOCH
+                    value = since_1970(value * DAY)
             values[row] = value
         elif width == 2:
             values[row] = int16(buffer, at)
